@@ -1,0 +1,305 @@
+"""The whole configuration: its schema, how it is read, written and named. Nothing else reads YAML.
+
+A config is plain frozen dataclasses. The same decoder reads YAML files, Ray Tune's trial dicts and the config inside a
+checkpoint; it refuses unknown keys, wrong types and combinations that cannot work, naming the key's path.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args, get_type_hints
+
+import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from slidr.types import CAMERA_CHANNELS
+
+DatasetName = Literal["nuscenes", "semantic_kitti"]
+NuscenesVersion = Literal["v1.0-trainval", "v1.0-mini", "v1.0-test"]
+SplitName = Literal["train", "val", "test", "mini_train", "mini_val", "parametrize", "verify", "all"]
+StudentName = Literal["minkunet34c", "minkunet18", "minkunet14", "voxelnet"]
+Engine = Literal["torch", "minkowski"]
+TeacherName = Literal[
+    "dilation_resnet50",
+    "ppkt_resnet18",
+    "ppkt_resnet50",
+    "dino_vits16",
+    "dino_vits8",
+    "dino_vitb16",
+    "dino_vitb8",
+    "efficientnet_lite0",
+]
+LossName = Literal["superpixel_info_nce", "point_pixel_info_nce"]
+OptimizerName = Literal["sgd", "adamw"]
+ScheduleName = Literal["cosine", "one_cycle", "step", "constant"]
+Precision = Literal["float32", "bfloat16", "float16"]
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names the key, what it got and what it takes."""
+
+
+@dataclass(frozen=True)
+class VoxelConfig:
+    cylindrical: bool = True  # (rho, phi, z) voxels; false: (x, y, z)
+    size: tuple[float, float, float] = (0.1, 1.0, 0.1)  # cylindrical: m, degrees, m; Cartesian: m, m, m
+    azimuth_wrap: bool = False  # true joins phi = -180 and +180 degrees (the original does not)
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Training-time augmentation. All of it is off in validation."""
+
+    rotate: bool = True  # about z by U[0, 2 pi)
+    flip_axes: bool = True  # x, then y, each with p = 0.5
+    scale: tuple[float, float] = (1.0, 1.0)  # global scale, U[low, high]
+    drop_cuboid: bool = True
+    drop_cuboid_max_side: float = 0.2  # of the cloud's extent
+    drop_cuboid_min_pairs: int = 1024  # undone where a camera would keep fewer
+    crop: bool = True
+    crop_area: tuple[float, float] = (0.3, 1.0)  # of the image
+    crop_aspect: tuple[float, float] = (14 / 9, 17 / 9)  # width / height, drawn log-uniformly
+    crop_min_pairs: int = 1024  # a crop is drawn again until it keeps more pairs than this ...
+    crop_min_share: float = 0.75  # ... or more than this share of the image's pairs
+    flip_images: bool = True  # left-right, p = 0.5 per image
+    shuffle_cameras: bool = True
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    dataset: DatasetName = "nuscenes"
+    root: str = "data/nuscenes"  # the dataroot: holds samples/, sweeps/ and the version's folder
+    version: NuscenesVersion = "v1.0-trainval"
+    frames: str = "data/frames/nuscenes-trainval.parquet"  # the frame table that `slidr frames` writes
+    train_split: SplitName = "parametrize"
+    val_split: SplitName = "verify"
+    train_fraction: float = 1.0  # of the split's scenes (nuScenes) or scans (SemanticKITTI)
+    max_val_frames: int | None = None  # validate on this many frames, evenly spread; null: all
+    cameras: tuple[str, ...] = CAMERA_CHANNELS
+    image_size: tuple[int, int] = (224, 416)  # height, width fed to the teacher, pixels
+    min_depth: float = 1.0  # m; nearer points make no pairs
+    voxel: VoxelConfig = field(default_factory=VoxelConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+
+@dataclass(frozen=True)
+class SuperpixelConfig:
+    """SLIC parameters. Their fingerprint names the folder of the label maps."""
+
+    folder: str = "data/superpixels"  # holds one folder per parameter set
+    segments: int = 150
+    compactness: float = 6.0
+    sigma: float = 3.0  # pixels
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    name: StudentName = "minkunet34c"
+    engine: Engine = "torch"
+    out_channels: int = 64
+    bn_momentum: float = 0.05
+    weights: str | None = None  # a checkpoint to start from
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    name: TeacherName = "dilation_resnet50"
+    weights: str | None = "moco_v2"  # a published name, a path, a URL, or null for random weights
+    sha256: str | None = None  # of the weights file
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    names: tuple[LossName, ...] = ("superpixel_info_nce",)  # several are averaged
+    temperature: float = 0.07
+    min_points: int = 1  # superpixels with fewer paired points are dropped
+    pairs: int = 4096  # point_pixel_info_nce: pairs drawn per batch and worker
+    gather_negatives: bool = False  # true: every worker's superpixels are negatives
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    name: OptimizerName = "sgd"
+    lr: float = 0.5
+    momentum: float = 0.9
+    dampening: float = 0.1
+    weight_decay: float = 1e-4
+    schedule: ScheduleName = "cosine"  # cosine and step count epochs, one_cycle counts steps
+    epochs: int = 50
+    max_steps: int | None = None  # optimizer steps after which training ends early
+    batch_size: int = 4  # frames per optimizer step, over all workers
+    accumulate: int = 1  # micro-batches per optimizer step
+    precision: Precision = "float32"  # of the forward pass; float16 and bfloat16 on GPU only
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    folder: str = "runs"
+    name: str = "slidr_minkunet"
+    seed: int = 0
+    resume: bool = False  # continue this run from its newest intact checkpoint
+    checkpoint_every: int = 500  # optimizer steps between checkpoints; one more at each epoch's end
+    keep_checkpoints: int = 3  # the newest ones kept; the best is kept besides
+    log_every: int = 10  # optimizer steps between logged metrics
+    score_frames: int = 64  # held-out frames for the retrieval score
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    address: str | None = None  # a running Ray cluster ("auto", ray://...); null starts one on this machine
+    num_workers: int = 1  # training processes; 0 trains in the calling process
+    use_gpu: bool = False
+    cpus_per_worker: int = 1
+    loader_cpus: int = 1  # CPUs kept free for loading, over all workers
+    prefetch_batches: int = 2
+    superpixel_cpus: int | None = None  # CPUs for `slidr superpixels`; null: all
+    max_failures: int = 0  # worker-group restarts before a run is given up
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    uri: str | None = None  # MLflow tracking URI; null: sqlite in run.folder
+    experiment: str = "slidr"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a stage may need. Every stage reads the sections it uses."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    superpixels: SuperpixelConfig = field(default_factory=SuperpixelConfig)
+    student: StudentConfig = field(default_factory=StudentConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+def decode(raw: dict[str, Any], source: str = "config") -> Config:
+    """The checked config that a plain dict describes.
+
+    Missing keys take their defaults. Raises `ConfigError` naming `source` and every offending key.
+    """
+    _refuse_unknown(raw, Config, (), source)
+    try:
+        config = _ADAPTER.validate_python(raw)
+    except ValidationError as error:
+        lines = [
+            f"{source}: {'.'.join(str(part) for part in e['loc'])}: {e['msg']}, got {e.get('input')!r}"
+            for e in error.errors()
+        ]
+        raise ConfigError("\n".join(lines)) from None
+    check(config, source)
+    return config
+
+
+def load(path: str | Path) -> Config:
+    """The config in a YAML file."""
+    path = Path(path)
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); pass a file such as configs/demo.yaml") from None
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: is not YAML: {error}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: expected a mapping of sections, got {type(raw).__name__}")
+    return decode(raw, str(path))
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config (or one section) as plain dicts, lists and scalars; the inverse of `decode`."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def dump(config: Config) -> str:
+    """A config as YAML that `load` reads back to the same value."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False)
+
+
+def fingerprint(section: Any, length: int = 10) -> str:
+    """A short name for a dataclass's values: equal values, equal names, whatever the field order."""
+    text = json.dumps(dataclasses.asdict(section), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+def check(config: Config, source: str = "config") -> None:
+    """Raises `ConfigError` for values that are well typed but cannot work together."""
+    problems: list[str] = []
+
+    def require(ok: bool, key: str, message: str) -> None:
+        if not ok:
+            problems.append(f"{source}: {key}: {message}")
+
+    data, optim, cluster, student = config.data, config.optim, config.cluster, config.student
+    unknown = [name for name in data.cameras if name not in CAMERA_CHANNELS]
+    require(not unknown, "data.cameras", f"unknown {unknown}; nuScenes has {list(CAMERA_CHANNELS)}")
+    require(0 < data.train_fraction <= 1, "data.train_fraction", f"got {data.train_fraction}, expected 0 < f <= 1")
+    require(min(data.voxel.size) > 0, "data.voxel.size", f"got {data.voxel.size}, expected positive lengths")
+    require(min(data.image_size) > 0, "data.image_size", f"got {data.image_size}, expected positive pixels")
+    for key, (low, high) in {
+        "scale": data.augment.scale,
+        "crop_area": data.augment.crop_area,
+        "crop_aspect": data.augment.crop_aspect,
+    }.items():
+        require(0 < low <= high, f"data.augment.{key}", f"got [{low}, {high}], expected 0 < low <= high")
+    require(data.augment.crop_area[1] <= 1, "data.augment.crop_area", "a crop is at most the whole image (1.0)")
+    require(config.superpixels.segments >= 1, "superpixels.segments", "expected at least 1")
+    require(config.superpixels.segments <= 65535, "superpixels.segments", "label maps hold at most 65535 segments")
+    require(
+        not (student.name == "voxelnet" and student.engine == "minkowski"),
+        "student.engine",
+        "voxelnet runs on the torch engine only; set student.engine: torch",
+    )
+    require(student.out_channels > 0, "student.out_channels", f"got {student.out_channels}, expected at least 1")
+    require(len(config.loss.names) > 0, "loss.names", f"expected at least one of {list(get_args(LossName))}")
+    require(config.loss.temperature > 0, "loss.temperature", "expected a positive number")
+    require(optim.lr > 0, "optim.lr", "expected a positive number")
+    require(optim.epochs >= 1, "optim.epochs", "expected at least 1")
+    require(optim.batch_size >= 1, "optim.batch_size", "expected at least 1")
+    require(optim.accumulate >= 1, "optim.accumulate", "expected at least 1")
+    shares = max(1, cluster.num_workers) * optim.accumulate
+    require(
+        optim.batch_size % shares == 0,
+        "optim.batch_size",
+        f"{optim.batch_size} frames do not divide over {max(1, cluster.num_workers)} workers x {optim.accumulate} "
+        f"micro-batches; use a multiple of {shares}",
+    )
+    require(
+        optim.precision == "float32" or cluster.use_gpu,
+        "optim.precision",
+        f"{optim.precision} needs cluster.use_gpu: true",
+    )
+    require(cluster.num_workers >= 0, "cluster.num_workers", "expected 0 (in this process) or more")
+    require(cluster.cpus_per_worker >= 1, "cluster.cpus_per_worker", "expected at least 1")
+    require(cluster.loader_cpus >= 1, "cluster.loader_cpus", "loading needs at least 1 CPU")
+    require(config.run.checkpoint_every >= 1, "run.checkpoint_every", "expected at least 1")
+    require(config.run.keep_checkpoints >= 1, "run.keep_checkpoints", "expected at least 1")
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def _refuse_unknown(raw: Any, schema: type, path: tuple[str, ...], source: str) -> None:
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{source}: {'.'.join(path)}: expected a mapping, got {raw!r}")
+    types = get_type_hints(schema)
+    for key, value in raw.items():
+        dotted = ".".join((*path, str(key)))
+        if key not in types:
+            near = difflib.get_close_matches(str(key), types, n=1, cutoff=0.5)
+            hint = f"did you mean {'.'.join((*path, near[0]))}?" if near else f"known here: {', '.join(types)}"
+            raise ConfigError(f"{source}: unknown key {dotted}; {hint}")
+        if dataclasses.is_dataclass(types[key]):
+            _refuse_unknown(value, types[key], (*path, key), source)  # type: ignore[arg-type]
+
+
+_ADAPTER: TypeAdapter[Config] = TypeAdapter(Config)

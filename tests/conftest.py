@@ -1,0 +1,84 @@
+"""What tests share: where the real samples lie, and weights made from their names as the golden files were."""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+# Before anything imports ray: no telemetry, no token written into the home directory.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+SHARED = Path(os.environ.get("SLIDR_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+
+
+def shared_folder(name: str) -> Path:
+    """A folder of shared test material, or a skip that says which one is missing."""
+    folder = SHARED / name
+    if not folder.exists():
+        pytest.skip(f"{folder} is absent: this test compares with real samples that are not part of the project")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    return shared_folder("golden")
+
+
+@pytest.fixture(scope="session")
+def manifest(golden: Path) -> dict[str, Any]:
+    return json.loads((golden / "manifest.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def real_nuscenes() -> Path:
+    """A devkit-loadable v1.0-mini dataroot with one real keyframe."""
+    return shared_folder("data/nuscenes")
+
+
+@pytest.fixture(scope="session")
+def real_semantic_kitti() -> Path:
+    return shared_folder("data/semantic_kitti/dataset")
+
+
+def named_normal(tag: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The standard normal float32 array that the golden files call by `tag`."""
+    return np.random.default_rng(zlib.crc32(tag.encode())).standard_normal(shape).astype(np.float32)
+
+
+def named_weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The value that the golden files give the state-dict entry `name`."""
+    x = named_normal(name, shape)
+    if name.endswith("running_var"):
+        return 1 + 0.1 * np.abs(x)
+    if name.endswith("running_mean"):
+        return 0.1 * x
+    if name.endswith("weight") and len(shape) == 1:
+        return 1 + 0.1 * x
+    if name.endswith("bias"):
+        return 0.1 * x
+    if len(shape) >= 4:
+        fan_in = int(np.prod(shape[1:]))
+    elif len(shape) == 3:
+        fan_in = shape[0] * shape[1]
+    else:
+        fan_in = shape[0] if name.endswith("kernel") else shape[1]
+    return (x / np.sqrt(fan_in)).astype(np.float32)
+
+
+def load_named_weights(module: Any) -> Any:
+    """Fills every entry of a module's state dict from its name; returns the module."""
+    import torch
+
+    state = module.state_dict()
+    for name, value in state.items():
+        if not name.endswith("num_batches_tracked"):
+            value.copy_(torch.from_numpy(named_weight(name, tuple(value.shape))))
+    return module
