@@ -102,6 +102,7 @@ class StudentConfig:
     name: StudentName = "minkunet34c"
     engine: Engine = "torch"
     out_channels: int = 64
+    width: float = 1.0  # multiplies every hidden channel count of a MinkUNet
     bn_momentum: float = 0.05
     weights: str | None = None  # a checkpoint to start from
 
@@ -259,6 +260,10 @@ def check(config: Config, source: str = "config") -> None:
         not (student.name == "voxelnet" and student.engine == "minkowski"),
         "student.engine",
         "voxelnet runs on the torch engine only; set student.engine: torch",
+    )
+    require(student.width > 0, "student.width", f"got {student.width}, expected a positive factor")
+    require(
+        not (student.name == "voxelnet" and student.width != 1.0), "student.width", "voxelnet has one width; set 1.0"
     )
     require(student.out_channels > 0, "student.out_channels", f"got {student.out_channels}, expected at least 1")
     require(len(config.loss.names) > 0, "loss.names", f"expected at least one of {list(get_args(LossName))}")
