@@ -1,7 +1,8 @@
 """The whole configuration: its schema, how it is read, written and named. Nothing else reads YAML.
 
-A config is plain frozen dataclasses. The same decoder reads YAML files, Ray Tune's trial dicts and the config inside a
-checkpoint; it refuses unknown keys, wrong types and combinations that cannot work, naming the key's path.
+A config is plain frozen dataclasses. The same decoder reads YAML files, Ray Tune's trial dicts and the
+config inside a checkpoint; it refuses unknown keys, wrong types and combinations that cannot work, naming
+the key's path.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 import yaml
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from slidr.types import CAMERA_CHANNELS
 
@@ -207,7 +208,9 @@ def load(path: str | Path) -> Config:
     try:
         text = path.read_text()
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); pass a file such as configs/demo.yaml") from None
+        raise ConfigError(
+            f"{path}: cannot be read ({error.strerror}); pass a file such as configs/demo.yaml"
+        ) from None
     try:
         raw = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -244,7 +247,9 @@ def check(config: Config, source: str = "config") -> None:
     data, optim, cluster, student = config.data, config.optim, config.cluster, config.student
     unknown = [name for name in data.cameras if name not in CAMERA_CHANNELS]
     require(not unknown, "data.cameras", f"unknown {unknown}; nuScenes has {list(CAMERA_CHANNELS)}")
-    require(0 < data.train_fraction <= 1, "data.train_fraction", f"got {data.train_fraction}, expected 0 < f <= 1")
+    require(
+        0 < data.train_fraction <= 1, "data.train_fraction", f"got {data.train_fraction}, expected 0 < f <= 1"
+    )
     require(min(data.voxel.size) > 0, "data.voxel.size", f"got {data.voxel.size}, expected positive lengths")
     require(min(data.image_size) > 0, "data.image_size", f"got {data.image_size}, expected positive pixels")
     for key, (low, high) in {
@@ -253,9 +258,11 @@ def check(config: Config, source: str = "config") -> None:
         "crop_aspect": data.augment.crop_aspect,
     }.items():
         require(0 < low <= high, f"data.augment.{key}", f"got [{low}, {high}], expected 0 < low <= high")
-    require(data.augment.crop_area[1] <= 1, "data.augment.crop_area", "a crop is at most the whole image (1.0)")
+    require(
+        data.augment.crop_area[1] <= 1, "data.augment.crop_area", "a crop is at most the whole image (1.0)"
+    )
     require(config.superpixels.segments >= 1, "superpixels.segments", "expected at least 1")
-    require(config.superpixels.segments <= 65535, "superpixels.segments", "label maps hold at most 65535 segments")
+    require(config.superpixels.segments <= 65535, "superpixels.segments", "a label map holds at most 65535")
     require(
         not (student.name == "voxelnet" and student.engine == "minkowski"),
         "student.engine",
@@ -263,9 +270,13 @@ def check(config: Config, source: str = "config") -> None:
     )
     require(student.width > 0, "student.width", f"got {student.width}, expected a positive factor")
     require(
-        not (student.name == "voxelnet" and student.width != 1.0), "student.width", "voxelnet has one width; set 1.0"
+        not (student.name == "voxelnet" and student.width != 1.0),
+        "student.width",
+        "voxelnet has one width; set 1.0",
     )
-    require(student.out_channels > 0, "student.out_channels", f"got {student.out_channels}, expected at least 1")
+    require(
+        student.out_channels > 0, "student.out_channels", f"got {student.out_channels}, expected at least 1"
+    )
     require(len(config.loss.names) > 0, "loss.names", f"expected at least one of {list(get_args(LossName))}")
     require(config.loss.temperature > 0, "loss.temperature", "expected a positive number")
     require(optim.lr > 0, "optim.lr", "expected a positive number")
@@ -276,8 +287,8 @@ def check(config: Config, source: str = "config") -> None:
     require(
         optim.batch_size % shares == 0,
         "optim.batch_size",
-        f"{optim.batch_size} frames do not divide over {max(1, cluster.num_workers)} workers x {optim.accumulate} "
-        f"micro-batches; use a multiple of {shares}",
+        f"{optim.batch_size} frames do not divide over {max(1, cluster.num_workers)} workers x "
+        f"{optim.accumulate} micro-batches; use a multiple of {shares}",
     )
     require(
         optim.precision == "float32" or cluster.use_gpu,
@@ -301,10 +312,12 @@ def _refuse_unknown(raw: Any, schema: type, path: tuple[str, ...], source: str) 
         dotted = ".".join((*path, str(key)))
         if key not in types:
             near = difflib.get_close_matches(str(key), types, n=1, cutoff=0.5)
-            hint = f"did you mean {'.'.join((*path, near[0]))}?" if near else f"known here: {', '.join(types)}"
+            hint = (
+                f"did you mean {'.'.join((*path, near[0]))}?" if near else f"known here: {', '.join(types)}"
+            )
             raise ConfigError(f"{source}: unknown key {dotted}; {hint}")
         if dataclasses.is_dataclass(types[key]):
-            _refuse_unknown(value, types[key], (*path, key), source)  # type: ignore[arg-type]
+            _refuse_unknown(value, types[key], (*path, key), source)
 
 
 _ADAPTER: TypeAdapter[Config] = TypeAdapter(Config)

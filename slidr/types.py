@@ -1,7 +1,8 @@
 """What flows through the house: frames, pairs, samples and batches.
 
-Arrays are numpy up to and including samples, tensors from batches on. Lengths are metres, angles radians, timestamps
-microseconds. A 4x4 transform named ``target_from_source`` maps homogeneous source coordinates to target coordinates.
+Arrays are numpy up to and including samples, tensors from batches on. Lengths are metres, angles radians,
+timestamps microseconds. A 4x4 transform named ``target_from_source`` maps homogeneous source coordinates to
+target coordinates.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Self
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Float64, Int32, Int64, UInt8, UInt16
+from jaxtyping import Float32, Float64, Int32, Int64, UInt16
 from torch import Tensor
 
 CAMERA_CHANNELS = (
@@ -44,8 +45,9 @@ class Camera:
 class Frame:
     """One keyframe: a lidar sweep, the images taken with it, and its neighbours in time.
 
-    ``cameras`` is empty where a data set has none to offer (SemanticKITTI); ``label_path`` is None where a frame has
-    no point labels (test splits). ``previous`` and ``next`` are tokens of the neighbouring keyframes of the scene.
+    ``cameras`` is empty where a data set has none to offer (SemanticKITTI); ``label_path`` is None where a
+    frame has no point labels (test splits). ``previous`` and ``next`` are tokens of the scene's neighbouring
+    keyframes.
     """
 
     token: str
@@ -64,7 +66,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class Pairing:
-    """Point-pixel correspondences: point ``point_index[i]`` is seen at ``pixel[i]`` of image ``camera_index[i]``."""
+    """Point-pixel pairs: point ``point_index[i]`` is seen at ``pixel[i]`` of image ``camera_index[i]``."""
 
     point_index: Int64[np.ndarray, " P"]
     camera_index: Int64[np.ndarray, " P"]
@@ -81,8 +83,8 @@ class Pairing:
 class PairSample:
     """One keyframe ready for distillation: a voxelized cloud, its images, their superpixels, and the pairs.
 
-    ``point_index`` counts the rows that the student answers with: voxels for a voxel student (a point speaks through
-    its voxel), ``points`` for a bird's-eye-view student. ``pixel_index`` is (image, row, column).
+    ``point_index`` counts the rows that the student answers with: voxels for a voxel student (a point speaks
+    through its voxel), ``points`` for a bird's-eye-view student. ``pixel_index`` is (image, row, column).
     """
 
     token: str

@@ -1,4 +1,4 @@
-"""What tests share: where the real samples lie, and weights made from their names as the golden files were."""
+"""What tests share: where the real samples lie, and weights made from their names."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ def shared_folder(name: str) -> Path:
     """A folder of shared test material, or a skip that says which one is missing."""
     folder = SHARED / name
     if not folder.exists():
-        pytest.skip(f"{folder} is absent: this test compares with real samples that are not part of the project")
+        pytest.skip(
+            f"{folder} is absent: this test compares with real samples that are not part of the project"
+        )
     return folder
 
 
