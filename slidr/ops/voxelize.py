@@ -23,7 +23,7 @@ class Voxels:
 
 @dataclass(frozen=True)
 class GridVoxels:
-    """The occupied cells of a bounded grid, in the order in which the cloud enters them."""
+    """The occupied cells of a bounded grid, sorted by index."""
 
     features: Float32[np.ndarray, "V 4"]  # mean x, y, z (metres) and intensity of the voxel's first points
     indices: Int32[np.ndarray, "V 3"]  # z, y, x cell
@@ -90,24 +90,24 @@ def voxelize_grid(
     size = _size(voxel_size, cylindrical=False)
     lowest, highest = np.asarray(range[:3], np.float64), np.asarray(range[3:], np.float64)
     cells_per_axis = np.rint((highest - lowest) / size).astype(np.int64)
-    cells = _floor((points[:, :3] - lowest.astype(points.dtype)) / size.astype(points.dtype))
-    near = (points[:, :2].astype(np.float64) ** 2).sum(1) <= radius**2
-    kept = np.flatnonzero(near & ((cells >= 0) & (cells < cells_per_axis)).all(1))
+    xyz = points[:, :3].astype(np.float64)
+    cells = _floor((xyz - lowest) / size)
+    near = (xyz[:, :2] ** 2).sum(1) <= radius**2
+    inside = np.flatnonzero(near & ((cells >= 0) & (cells < cells_per_axis)).all(1))
 
-    first, voxel_of_kept = _unique(cells[kept])
-    order = np.argsort(first)  # by entry, so that the limit drops the latest
-    rank = np.empty_like(order)
-    rank[order] = np.arange(len(order))
-    voxel_of_kept = rank[voxel_of_kept]
-    within = voxel_of_kept < max_voxels
-    kept, voxel_of_kept = kept[within], voxel_of_kept[within]
-    first = first[order][:max_voxels]
-
-    indices = cells[np.flatnonzero(near & ((cells >= 0) & (cells < cells_per_axis)).all(1))][first][:, ::-1]
+    indices = cells[inside, ::-1]
+    first, voxel_of_inside = _unique(indices)
+    chosen = np.sort(np.argsort(first)[:max_voxels])  # the earliest entered
+    number = np.full(len(first), -1, np.int64)
+    number[chosen] = np.arange(len(chosen))
     voxel_of_point = np.full(len(points), -1, np.int64)
-    voxel_of_point[kept] = voxel_of_kept
-    features = _mean_of_first(points[kept], voxel_of_kept, len(first), max_points)
-    return GridVoxels(features, np.ascontiguousarray(indices, np.int32), voxel_of_point)
+    voxel_of_point[inside] = number[voxel_of_inside]
+    kept = np.flatnonzero(voxel_of_point >= 0)
+    return GridVoxels(
+        features=_mean_of_first(points[kept], voxel_of_point[kept], len(chosen), max_points),
+        indices=indices[first[chosen]].astype(np.int32),
+        voxel_of_point=voxel_of_point,
+    )
 
 
 def _mean_of_first(
