@@ -1,0 +1,163 @@
+"""From a name to a weights file on this machine: published names, paths and URLs; downloads are atomic and checked."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from http.client import HTTPException
+from pathlib import Path
+from typing import Literal
+from urllib.parse import unquote, urlsplit
+
+from slidr.models import efficientnet
+from slidr.models.files import WeightsError, replacing
+
+EncoderName = Literal["resnet18", "resnet50", "vits16", "vits8", "vitb16", "vitb8", "efficientnet_lite0"]
+Progress = Callable[[int, int | None], None]  # bytes so far, bytes in all where the server says
+
+_META = "https://dl.fbaipublicfiles.com/"
+_DINO = _META + "dino/"
+_TORCH = "https://download.pytorch.org/models/"
+
+# (encoder, name) -> where the file is published. None: published without a stable address, so pass a path.
+PUBLISHED: dict[tuple[EncoderName, str], str | None] = {
+    ("resnet18", "imagenet"): _TORCH + "resnet18-f37072fd.pth",
+    ("resnet50", "imagenet"): _TORCH + "resnet50-0676ba61.pth",
+    ("resnet50", "moco_v1"): _META + "moco/moco_checkpoints/moco_v1_200ep/moco_v1_200ep_pretrain.pth.tar",
+    ("resnet50", "moco_v2"): _META + "moco/moco_checkpoints/moco_v2_800ep/moco_v2_800ep_pretrain.pth.tar",
+    ("resnet50", "swav"): _META + "deepcluster/swav_800ep_pretrain.pth.tar",
+    ("resnet50", "deepcluster_v2"): _META + "deepcluster/deepclusterv2_800ep_pretrain.pth.tar",
+    ("resnet50", "dino"): _DINO + "dino_resnet50_pretrain/dino_resnet50_pretrain.pth",
+    ("resnet50", "obow"): None,
+    ("resnet50", "pixpro"): None,
+    ("resnet50", "moco_coco"): None,
+    ("vits16", "dino"): _DINO + "dino_deitsmall16_pretrain/dino_deitsmall16_pretrain.pth",
+    ("vits8", "dino"): _DINO + "dino_deitsmall8_pretrain/dino_deitsmall8_pretrain.pth",
+    ("vitb16", "dino"): _DINO + "dino_vitbase16_pretrain/dino_vitbase16_pretrain.pth",
+    ("vitb8", "dino"): _DINO + "dino_vitbase8_pretrain/dino_vitbase8_pretrain.pth",
+}
+
+# torchvision puts the first digits of a file's SHA-256 into its name.
+_DIGEST_IN_NAME = {"resnet18-f37072fd.pth": "f37072fd", "resnet50-0676ba61.pth": "0676ba61"}
+
+
+def weights_names(encoder: EncoderName) -> list[str]:
+    """The published names that fit `encoder`."""
+    if encoder == "efficientnet_lite0":
+        return ["imagenet"]
+    return [name for of, name in PUBLISHED if of == encoder]
+
+
+def default_cache() -> Path:
+    """Where downloaded weights are kept: ${SLIDR_CACHE:-~/.cache/slidr}/weights."""
+    root = os.environ.get("SLIDR_CACHE")
+    return (Path(root) if root else Path.home() / ".cache" / "slidr") / "weights"
+
+
+def resolve(
+    weights: str,
+    sha256: str | None = None,
+    cache: str | Path | None = None,
+    *,
+    encoder: EncoderName = "resnet50",
+    progress: Progress | None = None,
+) -> Path:
+    """The file on this machine that `weights` means: a published name of `encoder`, an http(s) URL, or a path.
+
+    URLs are downloaded once into `cache`, atomically; `progress` is told the bytes so far and in all. The file's
+    SHA-256 is compared with `sha256` when given. Raises `WeightsError` saying where to put the file by hand.
+    """
+    if sha256 is not None and (len(sha256) != 64 or set(sha256.lower()) - set("0123456789abcdef")):
+        raise WeightsError(f"sha256: expected 64 hexadecimal digits, got {sha256!r}")
+    folder = Path(cache) if cache is not None else default_cache()
+    if encoder == "efficientnet_lite0" and weights == "imagenet":
+        path = efficientnet.packaged_weights()
+    elif (encoder, weights) in PUBLISHED:
+        url = PUBLISHED[encoder, weights]
+        if url is None:
+            raise WeightsError(
+                f"weights {weights!r} have no stable public address; download them from their authors and pass the "
+                f"file's path instead of the name"
+            )
+        path = _fetched(url, folder / _name_in(url), sha256, progress)
+    elif weights.startswith(("http://", "https://")):
+        # Two hosts may use one file name.
+        tag = hashlib.sha256(weights.encode()).hexdigest()[:8]
+        path = _fetched(weights, folder / f"{tag}-{_name_in(weights)}", sha256, progress)
+    else:
+        path = _local(weights, encoder)
+    expected = sha256.lower() if sha256 is not None else _DIGEST_IN_NAME.get(path.name)
+    if expected is not None:
+        got = _digest(path)
+        if not got.startswith(expected):
+            raise WeightsError(
+                f"{path}: expected SHA-256 {expected}, got {got}; the file is damaged or another one: "
+                f"delete it and fetch it again, or correct the digest"
+            )
+    return path
+
+
+def _local(weights: str, encoder: EncoderName) -> Path:
+    if "://" in weights and not weights.startswith("file://"):
+        raise WeightsError(
+            f"weights: cannot read {weights!r}; use an https://, http:// or file:// URL, or a path"
+        )
+    path = Path(unquote(urlsplit(weights).path) if weights.startswith("file://") else weights).expanduser()
+    if path.is_file():
+        return path
+    names = ", ".join(weights_names(encoder)) or "none"
+    raise WeightsError(f"weights: no file {path}, and no published name for {encoder} (there are: {names})")
+
+
+def _fetched(url: str, path: Path, sha256: str | None, progress: Progress | None) -> Path:
+    """`path`, downloaded from `url` unless it is there already."""
+    if path.is_file():
+        return path
+    expected = sha256.lower() if sha256 is not None else _DIGEST_IN_NAME.get(path.name, "")
+    try:
+        with urllib.request.urlopen(url, timeout=30) as response, replacing(path) as partial:
+            length = response.headers.get("Content-Length")
+            total = int(length) if length is not None else None
+            digest, done = hashlib.sha256(), 0
+            with open(partial, "wb") as file:
+                while chunk := response.read(1 << 20):
+                    file.write(chunk)
+                    digest.update(chunk)
+                    done += len(chunk)
+                    if progress is not None:
+                        progress(done, total)
+            if total is not None and done != total:
+                raise WeightsError(
+                    f"{_shown(url)}: got {done} of {total} bytes; try again, or put it at {path}"
+                )
+            if not digest.hexdigest().startswith(expected):
+                raise WeightsError(
+                    f"{_shown(url)}: expected SHA-256 {expected}, got {digest.hexdigest()}; nothing was kept"
+                )
+    except (OSError, HTTPException, ValueError) as error:
+        if isinstance(error, WeightsError):
+            raise
+        reason = error.reason if isinstance(error, urllib.error.URLError) else error
+        raise WeightsError(
+            f"cannot download {_shown(url)} ({reason}); download it elsewhere and put it at {path}, "
+            f"or pass another file's path as the weights"
+        ) from None
+    return path
+
+
+def _name_in(url: str) -> str:
+    return Path(unquote(urlsplit(url).path)).name or "weights"
+
+
+def _shown(url: str) -> str:
+    """The URL without what may be secret: user, password, query."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}{parts.path}"
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

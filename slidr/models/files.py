@@ -1,0 +1,123 @@
+"""Reading weights files that strangers wrote, and writing our own so that a reader never sees half a file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pickle
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+# Besides tensors and plain values, checkpoints of the methods read here hold these; neither can run code when loaded.
+_HARMLESS = [
+    argparse.Namespace,
+    np.core.multiarray.scalar,  # type: ignore[attr-defined]
+    np.dtype,
+    *(type(np.dtype(name)) for name in ("bool", "int32", "int64", "float32", "float64")),
+]
+
+
+class WeightsError(ValueError):
+    """Weights that cannot be had, read or used; the message names the file, what was found and what to do."""
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The contents of a PyTorch checkpoint or a .safetensors file, on the CPU.
+
+    A PyTorch file is opened with `weights_only=True`: no code in it can run. A .safetensors file comes back as
+    {"state_dict": ..., **metadata}. Raises `WeightsError` for a file that is absent, cut off, or holds objects other
+    than tensors and plain values; the message then names the first such object's class.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such file")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    try:
+        with torch.serialization.safe_globals(_HARMLESS):
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if wanted is None:
+            raise _unreadable(path, error) from None
+        raise WeightsError(
+            f"{path}: refused: loading it would run {wanted[1]}, and a file that runs code can do anything. If you "
+            f"trust where it came from, keep only its tensors, in an environment that has that class:\n"
+            f'    c = torch.load("{path.name}", weights_only=False)\n'
+            f'    torch.save(c.get("state_dict", c), "tensors-only.pt")'
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError) as error:
+        raise _unreadable(path, error) from None
+    if not isinstance(checkpoint, Mapping):
+        raise WeightsError(f"{path}: expected a mapping of names, got {type(checkpoint).__name__}")
+    return dict(checkpoint)
+
+
+def write_checkpoint(path: str | Path, contents: Mapping[str, Any]) -> Path:
+    """Saves `contents` with torch.save; `path` holds either its old contents or all of the new ones."""
+    path = Path(path)
+    with replacing(path) as partial:
+        torch.save(dict(contents), partial)
+    return path
+
+
+def write_safetensors(path: str | Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Path:
+    """Saves tensors as safetensors, atomically; metadata values are stored as JSON and read back by `read_checkpoint`."""
+    path = Path(path)
+    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    with replacing(path) as partial:
+        save_file(tensors, str(partial), metadata={key: json.dumps(value) for key, value in metadata.items()})
+    return path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file beside `path` to write to; it takes `path`'s place when the block ends well and goes when it does not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-", suffix=".part")
+    os.close(handle)
+    partial = Path(name)
+    try:
+        yield partial
+        # mkstemp makes private files; a result is as readable as any other new file.
+        mask = os.umask(0)
+        os.umask(mask)
+        partial.chmod(0o666 & ~mask)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = {key: _parsed(value) for key, value in (file.metadata() or {}).items()}
+            return {**metadata, "state_dict": {name: file.get_tensor(name) for name in file.keys()}}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(path, error) from None
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _unreadable(path: Path, error: Exception) -> WeightsError:
+    reason = str(error).split("\n")[0] or type(error).__name__
+    return WeightsError(
+        f"{path}: not a whole checkpoint ({path.stat().st_size} bytes): {reason}; it may be cut off or of another "
+        f"kind: fetch it again"
+    )

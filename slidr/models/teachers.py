@@ -1,0 +1,133 @@
+"""Image teachers: a frozen pretrained encoder, a trainable 1x1 head, bilinear upsampling, unit vectors per pixel.
+
+    teacher(images)[:, :, v, u] = normalise(upsample(head(encoder((images - mean) / std))))[:, :, v, u]
+
+Only the head is trained and only the head needs to be stored; the encoder comes from its weights file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from slidr.config import TeacherName
+from slidr.models import efficientnet
+from slidr.models.download import EncoderName, resolve
+from slidr.models.files import read_checkpoint
+from slidr.models.resnet import resnet18, resnet50
+from slidr.models.vit import vit_base, vit_small
+from slidr.models.weights import load_encoder
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Builder:
+    """How one teacher is made: its encoder, whose weights fit it, and the input statistics it was trained with."""
+
+    encoder: Callable[[], nn.Module]
+    weights_of: EncoderName
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+
+TEACHERS: dict[TeacherName, Builder] = {
+    "dilation_resnet50": Builder(partial(resnet50, dilated=True), "resnet50"),
+    "ppkt_resnet18": Builder(resnet18, "resnet18"),
+    "ppkt_resnet50": Builder(resnet50, "resnet50"),
+    "dino_vits16": Builder(partial(vit_small, 16), "vits16"),
+    "dino_vits8": Builder(partial(vit_small, 8), "vits8"),
+    "dino_vitb16": Builder(partial(vit_base, 16), "vitb16"),
+    "dino_vitb8": Builder(partial(vit_base, 8), "vitb8"),
+    "efficientnet_lite0": Builder(
+        efficientnet.EfficientNetLite0, "efficientnet_lite0", efficientnet.MEAN, efficientnet.STD
+    ),
+}
+
+
+class Teacher(nn.Module):
+    """Images to unit vectors, one per pixel. The encoder never trains; `head` does."""
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        out_channels: int,
+        mean: tuple[float, float, float] = IMAGENET_MEAN,
+        std: tuple[float, float, float] = IMAGENET_STD,
+    ) -> None:
+        """`encoder` maps (B, 3, H, W) to (B, encoder.channels, h, w), for H and W multiples of encoder.stride."""
+        super().__init__()
+        self.encoder = encoder.requires_grad_(False).eval()
+        self.decoder = nn.Sequential(nn.Conv2d(int(encoder.channels), out_channels, 1))
+        # Not in the state dict, which has the published layout.
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    @property
+    def head(self) -> nn.Module:
+        """The trainable 1x1 convolution: what a checkpoint has to store of a teacher."""
+        return self.decoder
+
+    def trainable_parameters(self) -> Iterator[nn.Parameter]:
+        """The head's parameters, for the optimizer."""
+        return self.decoder.parameters()
+
+    def train(self, mode: bool = True) -> Teacher:
+        """Sets the head's mode; the encoder stays in eval mode, so that its norms use their stored statistics."""
+        super().train(mode)
+        self.encoder.eval()
+        return self
+
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C H W"]:
+        """Features of every pixel, of length 1 over C; images are RGB in [0, 1], of any size.
+
+        Sides that are no multiple of the encoder's stride are extended by repeating the last row and column, and the
+        answer is cropped, so a pixel's place in the map never depends on the remainder. A feature shorter than 1e-6
+        is divided by 1e-6. Raises `ValueError` for another shape.
+        """
+        if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
+            raise ValueError(f"teacher: expected images of shape (B, 3, H, W), got {tuple(images.shape)}")
+        height, width = images.shape[-2:]
+        stride = int(self.encoder.stride)
+        below, right = -height % stride, -width % stride
+        with torch.no_grad():
+            normalised = (images - self.mean) / self.std
+            if below or right:
+                normalised = F.pad(normalised, (0, right, 0, below), mode="replicate")
+            features = self.encoder(normalised)
+        answer = self.decoder(features)
+        size = (height + below, width + right)
+        answer = F.interpolate(answer, size=size, mode="bilinear", align_corners=True)[..., :height, :width]
+        return F.normalize(answer.float(), dim=1, eps=1e-6)
+
+
+def build_teacher(
+    name: TeacherName,
+    out_channels: int = 64,
+    weights: str | None = None,
+    sha256: str | None = None,
+    cache: str | Path | None = None,
+) -> Teacher:
+    """The teacher called `name`, with its encoder's weights loaded strictly and a freshly drawn head.
+
+    `weights` is a published name (see `slidr.models.download.PUBLISHED`), a path, an http(s) URL, or None for random
+    weights; `sha256` is checked when given; `cache` is the folder of downloaded files. Random values come from torch's
+    global generator. Raises `ValueError` for an unknown name, and `WeightsError` where the weights cannot be had, are
+    damaged, or do not fit the encoder.
+    """
+    if name not in TEACHERS:
+        raise ValueError(f"teacher.name: unknown {name!r}; known: {', '.join(TEACHERS)}")
+    builder = TEACHERS[name]
+    encoder = builder.encoder()
+    if weights is not None:
+        path = resolve(weights, sha256, cache, encoder=builder.weights_of)
+        load_encoder(encoder, read_checkpoint(path), builder.weights_of, source=str(path))
+    return Teacher(encoder, out_channels, builder.mean, builder.std)
