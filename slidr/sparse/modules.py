@@ -1,0 +1,98 @@
+"""Layers over `SparseTensor`, with MinkowskiEngine's parameter names and shapes (kernel, bias, bn.*)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from slidr.sparse.functional import sparse_conv
+from slidr.sparse.tensor import SparseTensor, concatenate
+
+
+def cube(size: int) -> tuple[int, int, int]:
+    return (size, size, size)
+
+
+class _Kernel(nn.Module):
+    """Holds ``kernel`` [K, C_in, C_out] ([C_in, C_out] for K = 1) and an optional ``bias`` [1, C_out].
+
+    Both start as U(-b, b) with b = 1 / sqrt(n K), n = C_in (C_out for transposed convolutions).
+    """
+
+    def __init__(self, c_in: int, c_out: int, kernel_size: int, bias: bool, fan: int) -> None:
+        super().__init__()
+        volume = kernel_size**3
+        bound = 1 / math.sqrt(fan * volume)
+        shape = (volume, c_in, c_out) if volume > 1 else (c_in, c_out)
+        self.kernel = nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(1, c_out).uniform_(-bound, bound)) if bias else None
+
+    def extra_repr(self) -> str:
+        return f"kernel={tuple(self.kernel.shape)}, bias={self.bias is not None}"
+
+
+class Convolution(_Kernel):
+    """Convolution with an odd kernel that keeps the coordinates, or with kernel = stride that halves them."""
+
+    def __init__(
+        self, c_in: int, c_out: int, kernel_size: int = 3, stride: int = 1, bias: bool = False
+    ) -> None:
+        if not (stride == 1 and kernel_size % 2 == 1) and stride != kernel_size:
+            raise ValueError(
+                f"Convolution: got kernel_size {kernel_size}, stride {stride}; "
+                "expected an odd kernel with stride 1, or a stride equal to the kernel size"
+            )
+        super().__init__(c_in, c_out, kernel_size, bias, fan=c_in)
+        self.kernel_size, self.stride = kernel_size, stride
+
+    def forward(self, x: SparseTensor) -> SparseTensor:
+        stride = x.stride
+        if self.kernel_size == 1:
+            features = x.features @ self.kernel
+        elif self.stride == 1:
+            features = sparse_conv(
+                x.features, self.kernel, x.manager.submanifold(x.stride, cube(self.kernel_size))
+            )
+        else:
+            features = sparse_conv(x.features, self.kernel, x.manager.downsample(x.stride, cube(self.stride)))
+            stride = (stride[0] * self.stride, stride[1] * self.stride, stride[2] * self.stride)
+        if self.bias is not None:
+            features = features + self.bias
+        return SparseTensor.on(x.manager, stride, features)
+
+
+class TransposedConvolution(_Kernel):
+    """Transposed convolution with kernel = stride, back to the coordinates that a `Convolution` came from."""
+
+    def __init__(self, c_in: int, c_out: int, kernel_size: int = 2) -> None:
+        super().__init__(c_in, c_out, kernel_size, bias=False, fan=c_out)
+        self.stride = kernel_size
+
+    def forward(self, x: SparseTensor) -> SparseTensor:
+        features = sparse_conv(x.features, self.kernel, x.manager.upsample(x.stride, cube(self.stride)))
+        sx, sy, sz = x.stride
+        return SparseTensor.on(x.manager, (sx // self.stride, sy // self.stride, sz // self.stride), features)
+
+
+class BatchNorm(nn.Module):
+    """Batch norm over all voxels of the batch, then `residual` added and ReLU taken where asked.
+
+    ``bn`` is a plain `torch.nn.BatchNorm1d`, so `torch.nn.SyncBatchNorm.convert_sync_batchnorm` works on it.
+    """
+
+    def __init__(self, channels: int, momentum: float = 0.1) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm1d(channels, momentum=momentum)
+
+    def forward(
+        self, x: SparseTensor, residual: SparseTensor | None = None, relu: bool = False
+    ) -> SparseTensor:
+        features = self.bn(x.features) if len(x.features) > 0 else x.features
+        if residual is not None:
+            features = features + residual.features
+        return x.replace(torch.relu(features) if relu else features)
+
+
+__all__ = ["BatchNorm", "Convolution", "TransposedConvolution", "concatenate"]
