@@ -158,7 +158,7 @@ class ClusterConfig:
     use_gpu: bool = False
     cpus_per_worker: int = 1
     loader_cpus: int = 1  # CPUs kept free for loading, over all workers
-    prefetch_batches: int = 2
+    local_cpus: int | None = None  # CPUs that a cluster started here claims to have; null: this machine's
     superpixel_cpus: int | None = None  # CPUs for `slidr superpixels`; null: all
     max_failures: int = 0  # worker-group restarts before a run is given up
 
@@ -167,6 +167,19 @@ class ClusterConfig:
 class TrackingConfig:
     uri: str | None = None  # MLflow tracking URI; null: sqlite in run.folder
     experiment: str = "slidr"
+    ui_port: int = 5000  # of `slidr ui`, on loopback
+
+
+@dataclass(frozen=True)
+class WorldConfig:
+    """The synthetic world that the demo makes when `data.root` holds none."""
+
+    parametrize: int = 8  # scenes to train on
+    verify: int = 2  # scenes to choose on
+    val: int = 2  # scenes to report on
+    keyframes: int = 8  # a scene, 0.5 s apart
+    scale: float = 0.25  # of 1600 x 900 pixels
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -182,6 +195,7 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    world: WorldConfig = field(default_factory=WorldConfig)
 
 
 def decode(raw: dict[str, Any], source: str = "config") -> Config:
@@ -211,13 +225,18 @@ def load(path: str | Path) -> Config:
         raise ConfigError(
             f"{path}: cannot be read ({error.strerror}); pass a file such as configs/demo.yaml"
         ) from None
+    return parse(text, str(path))
+
+
+def parse(text: str, source: str = "config") -> Config:
+    """The config in a YAML text; `source` names it in errors."""
     try:
         raw = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: is not YAML: {error}") from None
+        raise ConfigError(f"{source}: is not YAML: {error}") from None
     if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: expected a mapping of sections, got {type(raw).__name__}")
-    return decode(raw, str(path))
+        raise ConfigError(f"{source}: expected a mapping of sections, got {type(raw).__name__}")
+    return decode(raw, source)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -298,6 +317,10 @@ def check(config: Config, source: str = "config") -> None:
     require(cluster.num_workers >= 0, "cluster.num_workers", "expected 0 (in this process) or more")
     require(cluster.cpus_per_worker >= 1, "cluster.cpus_per_worker", "expected at least 1")
     require(cluster.loader_cpus >= 1, "cluster.loader_cpus", "loading needs at least 1 CPU")
+    world = config.world
+    for key in ("parametrize", "verify", "val", "keyframes"):
+        require(getattr(world, key) >= 1, f"world.{key}", f"got {getattr(world, key)}, expected at least 1")
+    require(0 < world.scale <= 1, "world.scale", f"got {world.scale}, expected 0 < scale <= 1")
     require(config.run.checkpoint_every >= 1, "run.checkpoint_every", "expected at least 1")
     require(config.run.keep_checkpoints >= 1, "run.keep_checkpoints", "expected at least 1")
     if problems:

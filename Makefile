@@ -1,0 +1,41 @@
+# make demo   the main job on a synthetic world: nothing needed but git, make and Python 3.11 or 3.12
+# make test   ruff, the type checker and pytest, in an environment of its own making
+VENV   := .venv
+BIN    := $(VENV)/bin
+PYTHON := $(shell for p in python3.11 python3.12 python3; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' >/dev/null 2>&1 && echo $$p && break; done)
+
+export RAY_USAGE_STATS_ENABLED := 0
+
+.PHONY: demo test lint install lock clean
+
+demo: $(VENV)/.installed
+	$(BIN)/slidr demo configs/demo.yaml
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "slidr needs Python 3.11 or 3.12 on the PATH; found: $$(python3 --version 2>&1)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --requirement requirements.lock
+	$(BIN)/pip install --quiet --no-deps --editable .
+	@touch $@
+
+# Resolves pyproject.toml afresh in a scratch environment and rewrites the lock file.
+lock:
+	rm -rf build/lock && $(PYTHON) -m venv build/lock
+	build/lock/bin/pip install --quiet torch==2.13.0 && build/lock/bin/pip install --quiet '.[dev]'
+	{ sed -n '/^#/p' requirements.lock; build/lock/bin/pip freeze --exclude slidr \
+	  | sed 's/^torch==.*/torch==2.13.0/'; } > build/requirements.lock
+	mv build/requirements.lock requirements.lock && rm -rf build/lock
+
+clean:
+	rm -rf $(VENV) build runs data results

@@ -1,0 +1,71 @@
+"""Loading on Ray Data: samples are made by tasks all over the cluster and arrive in the planned order.
+
+Every training worker streams a data set of its own, whose rows are exactly the frames its plan names. (Splitting
+one shared stream would leave to timing which worker gets which frame; runs would neither repeat nor resume.)
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import ray
+
+from slidr.config import ClusterConfig
+from slidr.data.loading import Source, Subset, held_out_batches, train_plan
+from slidr.data.plan import MicroBatch
+from slidr.data.samples import row_to_sample, sample_to_row
+
+# Micro-batches per execution of a data set. Each execution costs about a second to start; a bound keeps the task
+# list of a long run short.
+_CHUNK = 1024
+_SAMPLE_BYTES = 1 << 30  # heap a loading task may need: six full-size images, a sweep, and their crops
+
+
+class RayLoader:
+    """One training worker's batches, made by Ray Data tasks on the cluster's loader CPUs."""
+
+    def __init__(self, source: Source, cluster: ClusterConfig, rank: int = 0, world_size: int = 1) -> None:
+        self.source = source
+        self.cluster = cluster
+        self.plan = train_plan(source, rank, world_size)
+        self.steps_per_epoch = self.plan.steps_per_epoch
+        self._place = (rank, world_size)
+
+    def train(self, first_step: int, last_step: int) -> Iterator[Any]:
+        return self._load("train", self.plan.micro_batches(first_step, last_step))
+
+    def validation(self) -> Iterator[Any]:
+        return self.held_out("val")
+
+    def held_out(self, subset: Subset) -> Iterator[Any]:
+        return self._load(subset, held_out_batches(self.source, subset, *self._place))
+
+    def _load(self, subset: Subset, batches: Iterable[MicroBatch]) -> Iterator[Any]:
+        stream = iter(batches)
+        while chunk := list(itertools.islice(stream, _CHUNK)):
+            rows = self._rows(subset, chunk)
+            for batch in chunk:
+                mine = itertools.islice(rows, len(batch.frames))
+                yield self.source.collate([row_to_sample(row, self.source.sample_type) for row in mine])
+
+    def _rows(self, subset: Subset, chunk: list[MicroBatch]) -> Iterator[dict[str, Any]]:
+        """The samples of a chunk as rows, in order."""
+        source = ray.put(self.source)
+        todo = np.array([(i, batch.epoch) for batch in chunk for i in batch.frames], dtype=np.int64)
+
+        def make(row: dict[str, Any]) -> dict[str, Any]:
+            index, epoch = todo[row["id"]].tolist()
+            return sample_to_row(ray.get(source).sample(subset, index, epoch))
+
+        share = self.cluster.loader_cpus / self._place[1]
+        dataset = ray.data.range(len(todo), override_num_blocks=len(todo)).map(
+            make, num_cpus=min(1.0, share), memory=_SAMPLE_BYTES
+        )
+        dataset.context.enable_progress_bars = False
+        options = dataset.context.execution_options
+        options.preserve_order = True
+        options.resource_limits = ray.data.ExecutionResources(cpu=max(share, min(1.0, share)))
+        return iter(dataset.iter_rows())

@@ -1,0 +1,211 @@
+"""Distillation on Ray Train: checks first, then a worker group, then the final scores."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+import torch
+
+from slidr import tracking
+from slidr.cluster import session
+from slidr.cluster.loading import RayLoader
+from slidr.cluster.progress import follow
+from slidr.cluster.superpixels import folder_of as superpixel_folder
+from slidr.config import ClusterConfig, Config, decode, to_dict
+from slidr.data import storage
+from slidr.data.loading import LocalLoader, PairSource, Source, train_plan
+from slidr.models.export import export_slidr
+from slidr.training import workers
+from slidr.training.distill import DistillTask, build_distiller, evaluate_distiller
+from slidr.training.loop import Outcome, fit
+from slidr.training.optim import total_steps
+from slidr.training.runs import RunFolder, claim, folder_of, identity
+
+_log = logging.getLogger(__name__)
+
+
+class TrainingFailed(RuntimeError):
+    """Training ended before its last step; the message says why and how to go on."""
+
+
+def pretrain(config: Config, progress: bool = True) -> dict[str, Any]:
+    """Distils a student as configured, on `cluster.num_workers` workers; returns the final scores.
+
+    Everything it leaves is in `run.folder`/`run.name` (see `slidr.training.runs`) and in MLflow. A finished run
+    that is resumed returns its scores again. Raises `ClusterError` for a cluster that is too small, `RunError` for
+    a folder in use, `TrainingFailed` when training broke off.
+    """
+    source = _source(config)
+    plan = train_plan(source)  # refuses a split smaller than a batch
+    if config.cluster.num_workers > 0:
+        session.start(config.cluster, num_cpus=config.cluster.local_cpus)
+        check_room(config.cluster)
+    folder = claim(config)
+    finished = folder.result()
+    if finished is not None:
+        return finished
+    run = tracking.start_run(config, "pretrain", folder.note("mlflow_run_id"))
+    folder.note("mlflow_run_id", run.run_id)
+    steps = total_steps(config.optim, plan.steps_per_epoch)
+    status = "FAILED"
+    try:
+        with follow(folder.file("metrics.jsonl"), steps, enabled=progress):
+            _run_workers(config, run)
+        result = folder.result()
+        if result is None:
+            raise TrainingFailed(f"{folder.path}: the workers ended without writing result.json")
+        status = "FINISHED"
+        return result
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        tracking.Journal(folder.file("metrics.jsonl"), run).send()
+        tracking.end_run(run, status, {"checkpoints": folder.checkpoints.path})
+
+
+def check_room(cluster: ClusterConfig) -> None:
+    """Raises `ClusterError` unless the cluster holds the workers and the loader at the same time.
+
+    Workers that reserve every CPU would wait for ever for samples that no CPU is left to make.
+    """
+    needed = cluster.num_workers * cluster.cpus_per_worker + cluster.loader_cpus
+    have = session.available_cpus()
+    if have < needed:
+        raise session.ClusterError(
+            f"cluster: {cluster.num_workers} workers x {cluster.cpus_per_worker} CPUs + {cluster.loader_cpus} "
+            f"loader CPUs need {needed} CPUs, the cluster has {have}; lower cluster.num_workers or "
+            f"cluster.cpus_per_worker, or add nodes (a cluster started here takes cluster.local_cpus)"
+        )
+    if cluster.use_gpu and session.available_gpus() < cluster.num_workers:
+        raise session.ClusterError(
+            f"cluster.use_gpu: {cluster.num_workers} workers need as many GPUs, the cluster has "
+            f"{session.available_gpus()}; lower cluster.num_workers or set cluster.use_gpu: false"
+        )
+
+
+def _source(config: Config) -> PairSource:
+    return PairSource(config, superpixel_folder(config.superpixels))
+
+
+def _run_workers(config: Config, run: tracking.RunHandle) -> None:
+    """Runs `_work` in every worker of a Ray Train group, or in this process for `cluster.num_workers: 0`."""
+    if config.cluster.num_workers == 0:
+        source = _source(config)
+        _work(config, run, LocalLoader(source), source, _local_device(config))
+        return
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    cluster = config.cluster
+    resources = {"CPU": cluster.cpus_per_worker, **({"GPU": 1} if cluster.use_gpu else {})}
+    folder = folder_of(config)
+    trainer = TorchTrainer(
+        _ray_worker,
+        train_loop_config={"config": to_dict(config), "run": vars(run)},
+        scaling_config=ScalingConfig(
+            num_workers=cluster.num_workers, use_gpu=cluster.use_gpu, resources_per_worker=resources
+        ),
+        run_config=RunConfig(
+            # Ray takes up whatever bears the same name; resuming is ours, so every launch has its own.
+            name=f"{identity(config)}-{time.time_ns()}",
+            storage_path=storage.absolute(folder.file("ray")),
+            failure_config=FailureConfig(max_failures=cluster.max_failures),
+        ),
+    )
+    try:
+        trainer.fit()
+    except Exception as error:
+        newest = folder.checkpoints.steps()
+        where = f"step {newest[-1]}" if newest else "its start (no checkpoint was written yet)"
+        raise TrainingFailed(
+            f"{folder.path}: training broke off: {_cause(error)}; continue from {where} with --run.resume"
+        ) from error
+
+
+def _ray_worker(payload: dict[str, Any]) -> None:
+    """What each Ray Train worker runs; a restarted one goes on from the run's newest checkpoint."""
+    import ray.train
+    from ray.train.torch import get_device
+
+    config = decode(payload["config"])
+    context = ray.train.get_context()
+    source = _source(config)
+    loader = RayLoader(source, config.cluster, context.get_world_rank(), context.get_world_size())
+    device = get_device() if config.cluster.use_gpu else torch.device("cpu")
+    _work(config, tracking.RunHandle(**payload["run"]), loader, source, device)
+
+
+def _work(
+    config: Config,
+    run: tracking.RunHandle,
+    loader: RayLoader | LocalLoader,
+    source: Source,
+    device: torch.device,
+) -> None:
+    """One worker's part: train, score, and (rank 0) write what is left to keep."""
+    folder = folder_of(config)
+    task = DistillTask(config)
+    journal = tracking.Journal(folder.file("metrics.jsonl"), run)
+    started = time.time()
+    outcome = fit(task, loader, config, folder.checkpoints, device, journal.log)
+    scores = _retrieval_scores(task, config, loader, device)
+    if workers.rank() == 0:
+        _keep(task, config, folder, outcome, scores, time.time() - started)
+        journal.log(outcome.step, {name: float(value) for name, value in scores.items()})
+        journal.send()
+
+
+def _retrieval_scores(
+    task: DistillTask, config: Config, loader: RayLoader | LocalLoader, device: torch.device
+) -> dict[str, float]:
+    """Superpixel retrieval on held-out frames: the trained student's, and the same networks' before training."""
+    untrained = build_distiller(config).to(device)
+    trained = evaluate_distiller(task.model, loader.held_out("score"), config.loss, device)
+    before = evaluate_distiller(untrained, loader.held_out("score"), config.loss, device)
+    return {
+        "retrieval": trained["val_retrieval"],
+        "retrieval_untrained": before["val_retrieval"],
+    }
+
+
+def _keep(
+    task: DistillTask,
+    config: Config,
+    folder: RunFolder,
+    outcome: Outcome,
+    scores: dict[str, float],
+    seconds: float,
+) -> None:
+    student = {name: value.cpu() for name, value in task.model.student.state_dict().items()}
+    teacher = {name: value.cpu() for name, value in task.model.teacher.state_dict().items()}
+    path = folder.file("student.pt")
+    storage.write_torch(path, export_slidr(student, teacher, outcome.epoch, to_dict(config)))
+    folder.finish(
+        {
+            **scores,
+            **outcome.metrics,
+            "steps": outcome.step,
+            "epochs": outcome.epoch,
+            "seconds": round(seconds, 1),
+            "seed": config.run.seed,
+            "config": identity(config),
+            "student": path,
+        }
+    )
+
+
+def _local_device(config: Config) -> torch.device:
+    return torch.device("cuda" if config.cluster.use_gpu else "cpu")
+
+
+def _cause(error: BaseException) -> str:
+    """The line that says what went wrong in a worker, out of Ray's nested reports."""
+    failures = getattr(error, "worker_failures", None) or {}
+    for rank, failure in sorted(failures.items()):
+        text = str(failure).strip().splitlines()
+        return f"worker {rank}: {text[-1] if text else type(failure).__name__}"
+    text = str(error).strip().splitlines()
+    return text[-1] if text else type(error).__name__

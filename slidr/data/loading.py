@@ -1,0 +1,121 @@
+"""From a config to batches: which frames a run uses, how one becomes a sample, and a loader without Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal, Protocol
+
+from slidr.config import Config
+from slidr.data.collate import collate_pairs
+from slidr.data.frames import FrameTable
+from slidr.data.plan import MicroBatch, TrainPlan, spread, validation_batches
+from slidr.data.samples import pair_sample
+from slidr.types import Frame, PairBatch, PairSample
+
+Subset = Literal["train", "val", "score"]
+
+
+class Source(Protocol):
+    """A run's data: its subsets, their samples, and how samples make a batch. Picklable and small."""
+
+    config: Config
+    sample_type: type
+
+    def count(self, subset: Subset) -> int:
+        """Frames in a subset."""
+
+    def sample(self, subset: Subset, index: int, epoch: int) -> Any:
+        """Sample `index` of a subset; a training sample depends on the epoch, others do not."""
+
+    def collate(self, samples: Sequence[Any]) -> Any:
+        """Samples as one batch."""
+
+
+@dataclass(frozen=True)
+class PairSource:
+    """Point-pixel pairs for distillation."""
+
+    config: Config
+    labels_folder: str  # the superpixel maps
+    sample_type = PairSample
+
+    def count(self, subset: Subset) -> int:
+        return len(subset_frames(self.config, subset))
+
+    def sample(self, subset: Subset, index: int, epoch: int) -> PairSample:
+        return pair_sample(
+            subset_frames(self.config, subset)[index],
+            self.config.data,
+            self.labels_folder,
+            student=self.config.student.name,
+            seed=self.config.run.seed,
+            epoch=epoch,
+            training=subset == "train",
+        )
+
+    def collate(self, samples: Sequence[PairSample]) -> PairBatch:
+        return collate_pairs(list(samples))
+
+
+class Frames(Sequence[Frame]):
+    """Some frames of a table, decoded when asked for."""
+
+    def __init__(self, table: FrameTable, limit: int | None) -> None:
+        self._table = table
+        self._indices = spread(len(table), limit)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._table[int(self._indices[index])]
+
+
+@lru_cache(maxsize=8)
+def _frames(path: str, split: str, fraction: float, limit: int | None) -> Frames:
+    return Frames(FrameTable.open(path).select(split, fraction), limit)  # type: ignore[arg-type]
+
+
+def subset_frames(config: Config, subset: Subset) -> Frames:
+    """The frames of a subset: "train", "val" (for validation losses) or "score" (for the last scores)."""
+    data = config.data
+    if subset == "train":
+        return _frames(data.frames, data.train_split, data.train_fraction, None)
+    limit = data.max_val_frames if subset == "val" else config.run.score_frames
+    return _frames(data.frames, data.val_split, 1.0, limit)
+
+
+def train_plan(source: Source, rank: int = 0, world_size: int = 1) -> TrainPlan:
+    """The order in which one worker takes the training subset."""
+    optim, seed = source.config.optim, source.config.run.seed
+    return TrainPlan(source.count("train"), optim.batch_size, seed, rank, world_size, optim.accumulate)
+
+
+def held_out_batches(source: Source, subset: Subset, rank: int = 0, world_size: int = 1) -> list[MicroBatch]:
+    """One worker's batches of a held-out subset; their size does not depend on the number of workers."""
+    return validation_batches(source.count(subset), source.config.optim.batch_size, rank, world_size)
+
+
+class LocalLoader:
+    """Loads in the calling process: for tests, notebooks and light trials."""
+
+    def __init__(self, source: Source, rank: int = 0, world_size: int = 1) -> None:
+        self.source = source
+        self.plan = train_plan(source, rank, world_size)
+        self.steps_per_epoch = self.plan.steps_per_epoch
+        self._place = (rank, world_size)
+
+    def train(self, first_step: int, last_step: int) -> Iterator[Any]:
+        return self._load("train", self.plan.micro_batches(first_step, last_step))
+
+    def validation(self) -> Iterator[Any]:
+        return self.held_out("val")
+
+    def held_out(self, subset: Subset) -> Iterator[Any]:
+        return self._load(subset, held_out_batches(self.source, subset, *self._place))
+
+    def _load(self, subset: Subset, batches: Any) -> Iterator[Any]:
+        for batch in batches:
+            yield self.source.collate([self.source.sample(subset, i, batch.epoch) for i in batch.frames])

@@ -1,0 +1,43 @@
+"""The 3D networks that can be taught, and the one way to ask any of them for features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from slidr.config import StudentConfig, StudentName
+from slidr.models.minkunet import MinkUNet14, MinkUNet18, MinkUNet34C
+from slidr.models.voxelnet import VoxelNet, bev_features
+from slidr.sparse import SparseTensor
+from slidr.types import PairBatch, ScanBatch
+
+MINKUNETS: dict[StudentName, Callable[..., nn.Module]] = {
+    "minkunet34c": MinkUNet34C,
+    "minkunet18": MinkUNet18,
+    "minkunet14": MinkUNet14,
+}
+
+
+def build_student(config: StudentConfig, normalize: bool = True) -> nn.Module:
+    """The configured student, randomly initialised; `normalize` puts its output on the unit sphere."""
+    if config.name == "voxelnet":
+        return VoxelNet(in_channels=4, out_channels=config.out_channels)
+    return MINKUNETS[config.name](
+        in_channels=1,
+        out_channels=config.out_channels,
+        normalize=normalize,
+        bn_momentum=config.bn_momentum,
+        engine=config.engine,
+        width=config.width,
+    )
+
+
+def student_rows(student: nn.Module, batch: PairBatch | ScanBatch) -> Float[Tensor, "R C"]:
+    """The student's features for a batch: one row a voxel, or one row a point for a bird's-eye-view student."""
+    if isinstance(student, VoxelNet):
+        assert isinstance(batch, PairBatch), "a VoxelNet has no per-voxel output to segment"
+        bev = student(batch.features, batch.coordinates, len(batch.tokens))
+        return bev_features(bev, batch.points)
+    return student(SparseTensor(batch.features, batch.coordinates)).features

@@ -1,0 +1,102 @@
+"""What each command does: one function a stage, from files to files. The CLI and the jobs call these."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from slidr.cluster.superpixels import SuperpixelReport, compute_superpixels
+from slidr.cluster.train import pretrain
+from slidr.config import Config, WorldConfig
+from slidr.data import nuscenes, semantic_kitti
+from slidr.data.frames import FrameTable, write_frames
+from slidr.data.synthetic import write_dataroot
+from slidr.training.runs import folder_of
+from slidr.types import Frame
+
+console = Console(stderr=True, highlight=False)
+
+
+class StageError(RuntimeError):
+    """A stage that did all it could, but not everything; the message says what is missing."""
+
+
+def make_frames(config: Config) -> str:
+    """Reads the data set's tables once and writes the frame table; returns its path."""
+    data = config.data
+    frames = _read(config)
+    write_frames(frames, data.frames)
+    scenes = len({frame.scene for frame in frames})
+    console.print(f"frames: {len(frames)} keyframes of {scenes} scenes -> {data.frames}")
+    return data.frames
+
+
+def make_superpixels(config: Config) -> SuperpixelReport:
+    """One label map for every image of the training and validation splits that has none yet.
+
+    Raises `StageError` listing the images that could not be read, after everything else is done.
+    """
+    table = FrameTable.open(config.data.frames)
+    splits = dict.fromkeys((config.data.train_split, config.data.val_split))
+    frames = {frame.token: frame for split in splits for frame in table.select(split)}
+    report = compute_superpixels(list(frames.values()), config.data, config.superpixels, config.cluster)
+    console.print(
+        f"superpixels: {report.computed} computed, {report.skipped} there already -> {report.folder}"
+    )
+    if report.failed:
+        lines = "\n".join(f"  {path}: {reason}" for path, reason in report.failed)
+        raise StageError(
+            f"superpixels: {len(report.failed)} images could not be read; mend or replace them and run the "
+            f"same command again, which does only what is missing:\n{lines}"
+        )
+    return report
+
+
+def run_pretraining(config: Config) -> dict[str, Any]:
+    """Distils a student and shows its scores; see `slidr.cluster.train.pretrain`."""
+    result = pretrain(config)
+    folder = folder_of(config)
+    table = Table(
+        title=f"{folder.path}: {result['steps']} steps, {result['epochs']} epochs", title_justify="left"
+    )
+    table.add_column("held-out frames")
+    table.add_column("trained", justify="right")
+    table.add_column("untrained", justify="right")
+    table.add_row(
+        "superpixel retrieval", f"{result['retrieval']:.1%}", f"{result['retrieval_untrained']:.1%}"
+    )
+    table.add_row("validation loss", f"{result['val_loss']:.3f}", "")
+    console.print(table)
+    console.print(f"student -> {result['student']}; curves: slidr ui")
+    return result
+
+
+def make_world(out: str | Path, world: WorldConfig, workers: int = 1) -> Path:
+    """Writes (or completes) a synthetic nuScenes dataroot; returns its path."""
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task("synthetic world", total=None)
+
+        def show(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        root = write_dataroot(
+            out,
+            splits={"parametrize": world.parametrize, "verify": world.verify, "val": world.val},
+            keyframes=world.keyframes,
+            scale=world.scale,
+            seed=world.seed,
+            workers=workers,
+            progress=show,
+        )
+    console.print(f"synthetic world: {root}")
+    return root
+
+
+def _read(config: Config) -> list[Frame]:
+    if config.data.dataset == "semantic_kitti":
+        return semantic_kitti.read_frames(config.data.root)
+    return nuscenes.read_frames(config.data.root, config.data.version)

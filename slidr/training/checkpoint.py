@@ -1,0 +1,107 @@
+"""The one checkpoint format, and the folder that keeps checkpoints.
+
+A checkpoint is a dict of tensors and plain values, written by ``torch.save`` and read with ``weights_only=True``:
+
+    format     1
+    kind       "pretrain" or another task's name
+    student    state dict under the published names
+    head       state dict of the teacher's trainable head, where there is one
+    optimizer  its state dict; scaler: the gradient scaler's
+    step       optimizer steps done, over all epochs
+    epoch      epochs done
+    config     the run's whole config as plain dicts
+    metrics    the newest validation metrics
+    best       the best value so far of the metric that picks the best checkpoint
+
+There are no random states in it: everything random in training is drawn from (seed, step, rank). It is written
+beside its final name and renamed, so a kill leaves either the old folder or the new one.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from slidr.data import storage
+
+FORMAT = 1
+_NAME = re.compile(r"step-(\d{8})\.pt$")
+_BEST = "best.pt"
+_log = logging.getLogger(__name__)
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; the message names the file and what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class CheckpointFolder:
+    """A run's checkpoints: the newest `keep`, and the best."""
+
+    path: str
+    keep: int = 3
+
+    def save(self, state: dict[str, Any]) -> str:
+        """Writes `state` under its step number, then removes checkpoints beyond the newest `keep`.
+
+        Returns the path. The old ones go only after the new one is whole, so a full disk costs none of them.
+        """
+        path = storage.join(self.path, f"step-{state['step']:08d}.pt")
+        write(path, state)
+        for old in self.steps()[: -self.keep]:
+            storage.remove(storage.join(self.path, f"step-{old:08d}.pt"))
+        return path
+
+    def save_best(self, state: dict[str, Any]) -> str:
+        """Writes `state` as the best so far; returns the path."""
+        path = storage.join(self.path, _BEST)
+        write(path, state)
+        return path
+
+    def steps(self) -> list[int]:
+        """Step numbers of the checkpoints there are, ascending."""
+        matches = (_NAME.search(name) for name in storage.list_files(self.path))
+        return sorted(int(match.group(1)) for match in matches if match)
+
+    def newest(self) -> dict[str, Any] | None:
+        """The newest checkpoint that can be read, or None; damaged ones are passed over with a warning."""
+        for step in reversed(self.steps()):
+            path = storage.join(self.path, f"step-{step:08d}.pt")
+            try:
+                return read(path)
+            except CheckpointError as error:
+                _log.warning("%s; going on from the one before", error)
+        return None
+
+    def best(self) -> dict[str, Any] | None:
+        """The best checkpoint, or None where none was kept."""
+        path = storage.join(self.path, _BEST)
+        return read(path) if storage.exists(path) else None
+
+
+def write(path: str, state: dict[str, Any]) -> None:
+    """Writes one checkpoint, whole or not at all."""
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, **state}, buffer)
+    storage.write_bytes_atomic(path, buffer.getvalue())
+
+
+def read(path: str) -> dict[str, Any]:
+    """One checkpoint, on the CPU. Raises `CheckpointError` for a file that is damaged or of another kind."""
+    data = storage.read_bytes(path)
+    try:
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises several unrelated types for a damaged archive
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{path}: not a readable checkpoint ({len(data)} bytes; {reason})") from None
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        found = state.get("format") if isinstance(state, dict) else type(state).__name__
+        raise CheckpointError(
+            f"{path}: checkpoint format {found}, expected {FORMAT}; foreign weights go through student.weights"
+        )
+    return state

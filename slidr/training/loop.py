@@ -1,0 +1,265 @@
+"""The one trainer skeleton: pretraining and fine-tuning, one process or many, laptop and cluster.
+
+The loop knows steps, epochs, checkpoints and logging; what a step means is the task's business, where batches
+come from is the loader's. It knows nothing of Ray: the process group, if any, is there before it starts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import resource
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from slidr.config import Config, Precision, to_dict
+from slidr.training import workers
+from slidr.training.checkpoint import CheckpointFolder
+from slidr.training.optim import (
+    build_optimizer,
+    learning_rate_factor,
+    set_learning_rate,
+    total_steps,
+)
+
+_log = logging.getLogger(__name__)
+_DTYPES: dict[Precision, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+class Task(Protocol):
+    """What is trained, and how a step and a validation of it go."""
+
+    kind: str  # names the task in checkpoints
+    objective: tuple[str, int]  # the metric that picks the best checkpoint; +1: more is better, -1: less
+    model: nn.Module  # called with a batch; its outputs go to `loss`
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What the optimizer trains."""
+
+    def loss(self, outputs: Any, batch: Any) -> tuple[Tensor, dict[str, float]]:
+        """The loss of one micro-batch, differentiable, and what else is worth logging."""
+
+    def validate(self, batches: Iterable[Any]) -> dict[str, float]:
+        """Metrics over the validation data of all workers; every worker calls it."""
+
+    def state(self) -> dict[str, Any]:
+        """The entries of a checkpoint that hold weights."""
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Puts `state` back, strictly."""
+
+
+class Loader(Protocol):
+    """Where one worker's batches come from."""
+
+    steps_per_epoch: int
+
+    def train(self, first_step: int, last_step: int) -> Iterator[Any]:
+        """This worker's micro-batches of the optimizer steps [first_step, last_step), in order."""
+
+    def validation(self) -> Iterable[Any]:
+        """This worker's share of the validation batches."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    step: int
+    epoch: int
+    metrics: dict[str, float]  # the last validation's
+
+
+class Diverged(RuntimeError):
+    """The loss is no longer a finite number."""
+
+
+def fit(
+    task: Task,
+    loader: Loader,
+    config: Config,
+    checkpoints: CheckpointFolder,
+    device: torch.device,
+    log: Callable[[int, dict[str, float]], None],
+) -> Outcome:
+    """Trains `task` to the end of `config.optim`, from the newest checkpoint in the folder if there is one.
+
+    `log(step, metrics)` is called on rank 0 only. Raises `Diverged` when a loss is NaN or infinite, before that
+    step changes any weight.
+    """
+    run = _Run(task, loader, config, checkpoints, device)
+    log_every, checkpoint_every = config.run.log_every, config.run.checkpoint_every
+    if run.step >= run.last_step and not run.metrics:
+        run.validate()
+    batches = iter(loader.train(run.step, run.last_step))
+    meter = _Meter(config.optim.batch_size)
+    while run.step < run.last_step:
+        values = run.train_step(batches, meter)
+        ends_epoch = run.step % loader.steps_per_epoch == 0 or run.step == run.last_step
+        if run.step % log_every == 0 or ends_epoch:
+            values = workers.mean_over_workers(values, device)
+            if workers.rank() == 0:
+                log(run.step, {**values, **meter.read(device)})
+        if ends_epoch:
+            improved = run.validate()
+            if workers.rank() == 0:
+                log(run.step, {**run.metrics, "epoch": run.step / loader.steps_per_epoch})
+            run.save(best=improved)
+            meter.reset()
+        elif run.step % checkpoint_every == 0:
+            run.save()
+    return Outcome(run.step, run.step // loader.steps_per_epoch, run.metrics)
+
+
+class _Run:
+    """The state of one run: weights, optimizer, position and the best score so far."""
+
+    def __init__(
+        self,
+        task: Task,
+        loader: Loader,
+        config: Config,
+        checkpoints: CheckpointFolder,
+        device: torch.device,
+    ) -> None:
+        self.task, self.loader, self.config, self.device = task, loader, config, device
+        self.checkpoints = checkpoints
+        self.last_step = total_steps(config.optim, loader.steps_per_epoch)
+        self.step = 0
+        self.metrics: dict[str, float] = {}
+        self.best: float | None = None
+        task.model.to(device)
+        self.optimizer = build_optimizer(task.parameter_groups(), config.optim)
+        self.precision = _DTYPES[config.optim.precision]
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == torch.float16)
+        self._resume()
+        self.model = _wrap(workers.synchronise_batch_norm(task.model, device), device)
+
+    def train_step(self, batches: Iterator[Any], meter: _Meter) -> dict[str, float]:
+        """One optimizer step; returns this worker's loss, the learning rate and what the task reports."""
+        config, accumulate = self.config, self.config.optim.accumulate
+        factor = learning_rate_factor(config.optim, self.step, self.loader.steps_per_epoch, self.last_step)
+        rate = set_learning_rate(self.optimizer, factor)
+        # Seeded by position: what draws from the global generator repeats after a resume, on every rank.
+        torch.manual_seed(_step_seed(config.run.seed, self.step))
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        total: dict[str, float] = {}
+        for turn in range(accumulate):
+            with meter.waiting():
+                batch = next(batches)
+            batch = batch.to(self.device, non_blocking=True)
+            # Gradients meet the other workers' once a step, not once a micro-batch.
+            with self._unsynchronised(turn < accumulate - 1):
+                with torch.autocast(self.device.type, self.precision, self.precision != torch.float32):
+                    outputs = self.model(batch)
+                loss, extra = self.task.loss(outputs, batch)
+                for name, value in {"loss": float(loss.detach()), **extra}.items():
+                    total[name] = total.get(name, 0.0) + value / accumulate
+                if not math.isfinite(total["loss"]):
+                    raise Diverged(
+                        f"step {self.step + 1}: the loss is {total['loss']} at learning rate {rate:.3g}; "
+                        f"lower optim.lr (now {config.optim.lr})"
+                    )
+                self.scaler.scale(loss / accumulate).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.step += 1
+        meter.steps += 1
+        return {**total, "lr": rate}
+
+    def validate(self) -> bool:
+        """Takes new validation metrics; true when they are the best so far."""
+        self.metrics = self.task.validate(self.loader.validation())
+        name, sign = self.task.objective
+        improved = self.best is None or sign * self.metrics[name] > sign * self.best
+        self.best = self.metrics[name] if improved else self.best
+        return improved
+
+    def save(self, best: bool = False) -> None:
+        """Rank 0 writes a checkpoint, and a second one under its own name when it is the best."""
+        if workers.rank() != 0:
+            return
+        state = {
+            "kind": self.task.kind,
+            **self.task.state(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "step": self.step,
+            "epoch": self.step // self.loader.steps_per_epoch,
+            "config": to_dict(self.config),
+            "metrics": self.metrics,
+            "best": self.best,
+        }
+        self.checkpoints.save(state)
+        if best:
+            self.checkpoints.save_best(state)
+
+    def _resume(self) -> None:
+        state = self.checkpoints.newest()
+        if state is None:
+            return
+        self.task.load_state(state)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.step, self.metrics, self.best = state["step"], state["metrics"], state["best"]
+        _log.info("%s: continuing from step %d", self.checkpoints.path, self.step)
+
+    def _unsynchronised(self, apply: bool) -> contextlib.AbstractContextManager[Any]:
+        if apply and isinstance(self.model, DistributedDataParallel):
+            return self.model.no_sync()
+        return contextlib.nullcontext()
+
+
+def _wrap(model: nn.Module, device: torch.device) -> nn.Module:
+    if workers.world_size() == 1:
+        return model
+    ids = [device.index or 0] if device.type == "cuda" else None
+    # Batch norm is synchronised already, so the buffers agree without broadcasting them.
+    return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
+
+
+def _step_seed(seed: int, step: int) -> int:
+    return seed * 1_000_003 + step * workers.world_size() + workers.rank()
+
+
+class _Meter:
+    """Throughput, time spent waiting for data, and memory."""
+
+    def __init__(self, samples_per_step: int) -> None:
+        self.samples_per_step = samples_per_step
+        self.reset()
+
+    def reset(self) -> None:
+        self.start, self.steps, self.waited = time.perf_counter(), 0, 0.0
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - start
+
+    def read(self, device: torch.device) -> dict[str, float]:
+        elapsed = max(time.perf_counter() - self.start, 1e-9)
+        # ru_maxrss counts KiB on Linux.
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        values = {
+            "samples_per_second": self.steps * self.samples_per_step / elapsed,
+            "loader_wait_share": self.waited / elapsed,
+            "memory_gib": peak,
+        }
+        if device.type == "cuda":
+            values["gpu_memory_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
+        self.reset()
+        return values
