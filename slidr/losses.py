@@ -116,16 +116,21 @@ def info_nce(
     times workers / all rows: the mean over workers, which is what data-parallel training takes of losses and
     gradients, is then the mean over all rows, however unevenly they lie. Zero rows make a differentiable 0.
     """
-    student, teacher = student.float(), teacher.float()
+    student, teacher = _at_least_float32(student), _at_least_float32(teacher)
     candidates, offset, workers = teacher, 0, 1
     if gather is not None:
         candidates, offset = gather(teacher)
         workers = len(gather(teacher.new_ones(1, 1).detach())[0])
     if len(candidates) == 0:  # on every worker, so that all agree on which collectives backward enters
         return student.sum() + candidates.sum()
-    logits = student @ candidates.T / temperature
+    with torch.autocast(student.device.type, enabled=False):  # half precision is too coarse for logits / 0.07
+        logits = student @ candidates.T / temperature
     own = torch.arange(offset, offset + len(student), device=logits.device)
     return F.cross_entropy(logits, own, reduction="sum") * (workers / len(candidates))
+
+
+def _at_least_float32(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def cross_entropy_lovasz(
@@ -137,8 +142,8 @@ def cross_entropy_lovasz(
     """Cross-entropy (weighted by class if asked) + Lovasz-softmax, over rows not labelled `ignore_index`."""
     kept = torch.nonzero(labels != ignore_index).squeeze(1)
     if len(kept) == 0:
-        return logits[:0].float().sum()
-    logits, labels = logits.index_select(0, kept).float(), labels[kept]
+        return logits[:0].sum()
+    logits, labels = _at_least_float32(logits.index_select(0, kept)), labels[kept]
     cross_entropy = F.cross_entropy(logits, labels, weight=class_weights)
     return cross_entropy + lovasz_softmax(logits.softmax(1), labels)
 

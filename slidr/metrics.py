@@ -29,10 +29,15 @@ class ConfusionMatrix:
 
     def update(self, predictions: Labels, labels: Labels) -> None:
         """Adds a batch of class indices. Raises `ValueError` for unequal lengths and classes out of range."""
-        prediction, truth = (torch.as_tensor(x).reshape(-1).to(torch.int64) for x in (predictions, labels))
+        prediction, truth = (torch.as_tensor(x).reshape(-1) for x in (predictions, labels))
+        if prediction.is_floating_point() or truth.is_floating_point():
+            raise ValueError(
+                f"ConfusionMatrix: got {prediction.dtype} predictions and {truth.dtype} labels, "
+                "expected class indices; pass logits.argmax(1)"
+            )
+        prediction, truth = prediction.to(torch.int64), truth.to(prediction.device, torch.int64)
         if len(prediction) != len(truth):
             raise ValueError(f"ConfusionMatrix: {len(prediction)} predictions but {len(truth)} labels")
-        truth = truth.to(prediction.device)
         if self.ignore_index is not None:
             counted = truth != self.ignore_index
             prediction, truth = prediction[counted], truth[counted]

@@ -133,7 +133,7 @@ def crop_image(image: UInt8[np.ndarray, "H W 3"], crop: Crop, size: Size) -> Flo
 
     The result is torch's `interpolate` (align_corners and antialias off) of the float window.
     """
-    window = torch.from_numpy(np.ascontiguousarray(_window(image, crop)))
+    window = torch.from_numpy(_window(image, crop).copy())
     as_float = window.permute(2, 0, 1)[None].float().div_(255)
     resized = F.interpolate(as_float, size=size, mode="bilinear", align_corners=False, antialias=False)
     return resized[0].contiguous().numpy()

@@ -81,8 +81,8 @@ class _MapMean(torch.autograd.Function):
         ctx.save_for_backward(labels, divisor)
         ctx.shape, ctx.dtype = maps.shape, maps.dtype
         sums = torch.zeros(batch, channels, counts.shape[1], dtype=dtype, device=maps.device)
-        index = labels[:, None, :].expand(-1, channels, -1)
-        sums.scatter_add_(2, index, maps.flatten(2).to(dtype))
+        for total, image, label in zip(sums, maps, labels, strict=True):  # one image's float32 copy at most
+            total.scatter_add_(1, label.expand(channels, -1), image.flatten(1).to(dtype))
         return sums.div_(divisor).transpose(1, 2)
 
     @staticmethod

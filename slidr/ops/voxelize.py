@@ -55,6 +55,7 @@ def voxelize(
     points = np.asarray(points)
     if points.ndim != 2 or points.shape[1] != 3:
         raise ValueError(f"voxelize: got points of shape {points.shape}, expected (N, 3): pass x, y, z only")
+    points = points.astype(np.result_type(points, np.float32), copy=False)
     size = _size(voxel_size, cylindrical)
     if cylindrical:
         x, y, z = points.T
