@@ -1,4 +1,4 @@
-"""From a name to a weights file on this machine: published names, paths and URLs; downloads are atomic and checked."""
+"""From a name to a weights file on this machine: published names, paths, URLs; checked, atomic downloads."""
 
 from __future__ import annotations
 
@@ -65,10 +65,12 @@ def resolve(
     encoder: EncoderName = "resnet50",
     progress: Progress | None = None,
 ) -> Path:
-    """The file on this machine that `weights` means: a published name of `encoder`, an http(s) URL, or a path.
+    """The file on this machine that `weights` means: a published name of `encoder`, an http(s) URL, or a
+    path.
 
-    URLs are downloaded once into `cache`, atomically; `progress` is told the bytes so far and in all. The file's
-    SHA-256 is compared with `sha256` when given. Raises `WeightsError` saying where to put the file by hand.
+    URLs are downloaded once into `cache`, atomically; `progress` is told the bytes so far and in all. The
+    file's SHA-256 is compared with `sha256` when given. Raises `WeightsError` saying where to put the file by
+    hand.
     """
     if sha256 is not None and (len(sha256) != 64 or set(sha256.lower()) - set("0123456789abcdef")):
         raise WeightsError(f"sha256: expected 64 hexadecimal digits, got {sha256!r}")
@@ -79,8 +81,8 @@ def resolve(
         url = PUBLISHED[encoder, weights]
         if url is None:
             raise WeightsError(
-                f"weights {weights!r} have no stable public address; download them from their authors and pass the "
-                f"file's path instead of the name"
+                f"weights {weights!r} have no stable public address; get the file from their authors and "
+                f"pass its path instead of the name"
             )
         path = _fetched(url, folder / _name_in(url), sha256, progress)
     elif weights.startswith(("http://", "https://")):

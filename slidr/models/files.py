@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-# Besides tensors and plain values, checkpoints of the methods read here hold these; neither can run code when loaded.
+# What published checkpoints hold besides tensors and plain values; none of it can run code when loaded.
 _HARMLESS = [
     argparse.Namespace,
     np.core.multiarray.scalar,  # type: ignore[attr-defined]
@@ -35,9 +35,9 @@ class WeightsError(ValueError):
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """The contents of a PyTorch checkpoint or a .safetensors file, on the CPU.
 
-    A PyTorch file is opened with `weights_only=True`: no code in it can run. A .safetensors file comes back as
-    {"state_dict": ..., **metadata}. Raises `WeightsError` for a file that is absent, cut off, or holds objects other
-    than tensors and plain values; the message then names the first such object's class.
+    A PyTorch file is opened with `weights_only=True`: no code in it can run. A .safetensors file comes back
+    as {"state_dict": ..., **metadata}. Raises `WeightsError` for a file that is absent, cut off, or holds
+    objects other than tensors and plain values; the message then names the first such object's class.
     """
     path = Path(path)
     if not path.is_file():
@@ -52,8 +52,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         if wanted is None:
             raise _unreadable(path, error) from None
         raise WeightsError(
-            f"{path}: refused: loading it would run {wanted[1]}, and a file that runs code can do anything. If you "
-            f"trust where it came from, keep only its tensors, in an environment that has that class:\n"
+            f"{path}: refused: loading it would run {wanted[1]}, and a file that runs code can do anything. "
+            f"If you trust its origin, keep only its tensors, in an environment that has that class:\n"
             f'    c = torch.load("{path.name}", weights_only=False)\n'
             f'    torch.save(c.get("state_dict", c), "tensors-only.pt")'
         ) from None
@@ -73,7 +73,7 @@ def write_checkpoint(path: str | Path, contents: Mapping[str, Any]) -> Path:
 
 
 def write_safetensors(path: str | Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Path:
-    """Saves tensors as safetensors, atomically; metadata values are stored as JSON and read back by `read_checkpoint`."""
+    """Saves tensors as safetensors, atomically; metadata as JSON, which `read_checkpoint` reads back."""
     path = Path(path)
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     with replacing(path) as partial:
@@ -83,7 +83,7 @@ def write_safetensors(path: str | Path, state: Mapping[str, Tensor], metadata: M
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A file beside `path` to write to; it takes `path`'s place when the block ends well and goes when it does not."""
+    """A file beside `path` to write to; it takes `path`'s place when the block ends well, and goes if not."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-", suffix=".part")
     os.close(handle)
@@ -103,9 +103,10 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = {key: _parsed(value) for key, value in (file.metadata() or {}).items()}
-            return {**metadata, "state_dict": {name: file.get_tensor(name) for name in file.keys()}}  # noqa: SIM118
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise _unreadable(path, error) from None
+    return {**metadata, "state_dict": state}
 
 
 def _parsed(text: str) -> Any:
@@ -118,6 +119,6 @@ def _parsed(text: str) -> Any:
 def _unreadable(path: Path, error: Exception) -> WeightsError:
     reason = str(error).split("\n")[0] or type(error).__name__
     return WeightsError(
-        f"{path}: not a whole checkpoint ({path.stat().st_size} bytes): {reason}; it may be cut off or of another "
-        f"kind: fetch it again"
+        f"{path}: not a whole checkpoint ({path.stat().st_size} bytes): {reason}; it may be cut off or of "
+        f"another kind: fetch it again"
     )

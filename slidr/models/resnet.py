@@ -1,8 +1,9 @@
-"""ResNet-18 and ResNet-50 image encoders, plain (stride 32) or dilated (stride 4), with torchvision's parameter names.
+"""ResNet-18 and ResNet-50 image encoders, plain (stride 32) or dilated (stride 4), with torchvision's
+parameter names.
 
-He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, with the stride in the 3x3 convolution of a
-bottleneck. The dilated variant keeps stride 4: each stage that would halve the map doubles its dilation instead
-(Yu & Koltun, "Dilated Residual Networks", CVPR 2017), so any pretrained weights fit it unchanged.
+He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, with the stride in the 3x3 convolution
+of a bottleneck. The dilated variant keeps stride 4: each stage that would halve the map doubles its dilation
+instead (Yu & Koltun, "Dilated Residual Networks", CVPR 2017), so any pretrained weights fit it unchanged.
 """
 
 from __future__ import annotations
@@ -60,8 +61,8 @@ class Bottleneck(nn.Module):
 class ResNet(nn.Module):
     """The convolutional part of a ResNet: images in, the last stage's feature map out.
 
-    `stride` is pixels per cell of the output, `channels` its depth. A stage's first block convolves with the dilation
-    of the stage before it, the others with their own.
+    `stride` is pixels per cell of the output, `channels` its depth. A stage's first block convolves with the
+    dilation of the stage before it, the others with their own.
     """
 
     def __init__(

@@ -1,4 +1,5 @@
-"""Image teachers: a frozen pretrained encoder, a trainable 1x1 head, bilinear upsampling, unit vectors per pixel.
+"""Image teachers: a frozen pretrained encoder, a trainable 1x1 head, bilinear upsampling, unit vectors per
+pixel.
 
     teacher(images)[:, :, v, u] = normalise(upsample(head(encoder((images - mean) / std))))[:, :, v, u]
 
@@ -20,20 +21,23 @@ from torch import Tensor, nn
 from slidr.config import TeacherName
 from slidr.models import efficientnet
 from slidr.models.download import EncoderName, resolve
+from slidr.models.efficientnet import EfficientNetLite0
 from slidr.models.files import read_checkpoint
-from slidr.models.resnet import resnet18, resnet50
-from slidr.models.vit import vit_base, vit_small
+from slidr.models.resnet import ResNet, resnet18, resnet50
+from slidr.models.vit import VisionTransformer, vit_base, vit_small
 from slidr.models.weights import load_encoder
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+Encoder = ResNet | VisionTransformer | EfficientNetLite0
+
 
 @dataclass(frozen=True)
 class Builder:
-    """How one teacher is made: its encoder, whose weights fit it, and the input statistics it was trained with."""
+    """How one teacher is made: its encoder, whose weights fit it, the statistics of its input."""
 
-    encoder: Callable[[], nn.Module]
+    encoder: Callable[[], Encoder]
     weights_of: EncoderName
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
@@ -48,7 +52,7 @@ TEACHERS: dict[TeacherName, Builder] = {
     "dino_vitb16": Builder(partial(vit_base, 16), "vitb16"),
     "dino_vitb8": Builder(partial(vit_base, 8), "vitb8"),
     "efficientnet_lite0": Builder(
-        efficientnet.EfficientNetLite0, "efficientnet_lite0", efficientnet.MEAN, efficientnet.STD
+        EfficientNetLite0, "efficientnet_lite0", efficientnet.MEAN, efficientnet.STD
     ),
 }
 
@@ -56,17 +60,20 @@ TEACHERS: dict[TeacherName, Builder] = {
 class Teacher(nn.Module):
     """Images to unit vectors, one per pixel. The encoder never trains; `head` does."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
-        encoder: nn.Module,
+        encoder: Encoder,
         out_channels: int,
         mean: tuple[float, float, float] = IMAGENET_MEAN,
         std: tuple[float, float, float] = IMAGENET_STD,
     ) -> None:
-        """`encoder` maps (B, 3, H, W) to (B, encoder.channels, h, w), for H and W multiples of encoder.stride."""
+        """`encoder` maps (B, 3, H, W), multiples of encoder.stride, to (B, encoder.channels, h, w)."""
         super().__init__()
         self.encoder = encoder.requires_grad_(False).eval()
-        self.decoder = nn.Sequential(nn.Conv2d(int(encoder.channels), out_channels, 1))
+        self.decoder = nn.Sequential(nn.Conv2d(encoder.channels, out_channels, 1))
         # Not in the state dict, which has the published layout.
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
@@ -81,7 +88,7 @@ class Teacher(nn.Module):
         return self.decoder.parameters()
 
     def train(self, mode: bool = True) -> Teacher:
-        """Sets the head's mode; the encoder stays in eval mode, so that its norms use their stored statistics."""
+        """Sets the head's mode; the encoder stays in eval mode: its norms use their stored statistics."""
         super().train(mode)
         self.encoder.eval()
         return self
@@ -89,15 +96,14 @@ class Teacher(nn.Module):
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C H W"]:
         """Features of every pixel, of length 1 over C; images are RGB in [0, 1], of any size.
 
-        Sides that are no multiple of the encoder's stride are extended by repeating the last row and column, and the
-        answer is cropped, so a pixel's place in the map never depends on the remainder. A feature shorter than 1e-6
-        is divided by 1e-6. Raises `ValueError` for another shape.
+        Sides that are no multiple of the encoder's stride are extended by repeating the last row and column,
+        and the answer is cropped, so a pixel's place in the map never depends on the remainder. A feature
+        shorter than 1e-6 is divided by 1e-6. Raises `ValueError` for another shape.
         """
         if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
             raise ValueError(f"teacher: expected images of shape (B, 3, H, W), got {tuple(images.shape)}")
         height, width = images.shape[-2:]
-        stride = int(self.encoder.stride)
-        below, right = -height % stride, -width % stride
+        below, right = -height % self.encoder.stride, -width % self.encoder.stride
         with torch.no_grad():
             normalised = (images - self.mean) / self.std
             if below or right:
@@ -118,10 +124,10 @@ def build_teacher(
 ) -> Teacher:
     """The teacher called `name`, with its encoder's weights loaded strictly and a freshly drawn head.
 
-    `weights` is a published name (see `slidr.models.download.PUBLISHED`), a path, an http(s) URL, or None for random
-    weights; `sha256` is checked when given; `cache` is the folder of downloaded files. Random values come from torch's
-    global generator. Raises `ValueError` for an unknown name, and `WeightsError` where the weights cannot be had, are
-    damaged, or do not fit the encoder.
+    `weights` is a published name (see `slidr.models.download.PUBLISHED`), a path, an http(s) URL, or None for
+    random weights; `sha256` is checked when given; `cache` is the folder of downloaded files. Random values
+    come from torch's global generator. Raises `ValueError` for an unknown name, and `WeightsError` where the
+    weights cannot be had, are damaged, or do not fit the encoder.
     """
     if name not in TEACHERS:
         raise ValueError(f"teacher.name: unknown {name!r}; known: {', '.join(TEACHERS)}")

@@ -1,4 +1,4 @@
-"""The vision transformer of DINO (Caron et al., ICCV 2021) as an image encoder, with its published parameter names."""
+"""The vision transformer of DINO (Caron et al., ICCV 2021) as an image encoder, with its published names."""
 
 from __future__ import annotations
 
@@ -68,7 +68,8 @@ class PatchEmbed(nn.Module):
 class VisionTransformer(nn.Module):
     """DINO's ViT: the normalised patch tokens of the last block as a feature map of stride `patch`.
 
-    `stride` is pixels per cell of the output, `channels` its depth. Sides of an image must be multiples of the patch.
+    `stride` is pixels per cell of the output, `channels` its depth. Sides of an image must be multiples of
+    the patch.
     """
 
     def __init__(self, patch: int, width: int, heads: int, depth: int = 12) -> None:
@@ -102,8 +103,8 @@ class VisionTransformer(nn.Module):
     def positions(self, rows: int, columns: int) -> Float[Tensor, "1 1+rows*columns C"]:
         """Position embeddings for a map of `rows` x `columns` patches, resized bicubically.
 
-        The scale factors are ((rows + 0.1) / side, (columns + 0.1) / side), as DINO has them: the 0.1 keeps rounding
-        from losing a row, and it shifts the samples a little, so it belongs to the numbers.
+        The scale factors are ((rows + 0.1) / side, (columns + 0.1) / side), as DINO has them: the 0.1 keeps
+        rounding from losing a row, and it shifts the samples a little, so it belongs to the numbers.
         """
         if rows == columns == self.side:
             return self.pos_embed

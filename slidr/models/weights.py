@@ -1,4 +1,4 @@
-"""Foreign and own state dicts into our modules, strictly: what does not fit is an error, what is left out is told."""
+"""Foreign and own state dicts into our modules, strictly: a misfit is an error, what is left out is told."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What happened to every name: loaded into the module, skipped in the checkpoint, missing from it."""
+    """Names loaded; names of the checkpoint that were skipped; names of the module that kept their values."""
 
     loaded: tuple[str, ...]
     skipped: tuple[str, ...]
@@ -39,11 +39,13 @@ class LoadReport:
         return f"loaded {len(self.loaded)}, skipped {_some(self.skipped)}, missing {_some(self.missing)}"
 
 
+# ---------------------------------------------------------------------------------------------- teachers
+
 # A published file holds its state dict under one of these names, or is one itself.
 _ENCODER_CONTAINERS = ("model_images", "state_dict", "teacher", "network", "model")
 
-# What stands before the encoder's own names: MoCo, PixPro, DINO's training files, SwAV and DeepCluster, SLidR. The first
-# that leads to the anchor is taken: MoCo's momentum copy (encoder_k) comes under another prefix and is left out.
+# What stands before the encoder's own names: MoCo; PixPro; DINO's training files; SwAV, DeepCluster; SLidR.
+# The first that leads to the anchor is taken. The momentum copy (encoder_k) has another prefix.
 _ENCODER_PREFIXES = (
     "module.encoder_q.",
     "module.encoder.",
@@ -66,7 +68,7 @@ _ANCHORS: dict[EncoderName, str] = {
     "efficientnet_lite0": "_conv_stem.weight",
 }
 
-# What a teacher has no use for: classifiers and projections, prototypes, and Lite0's blocks beyond stride 16.
+# What a teacher has no use for: classifiers, projections and prototypes, and Lite0's blocks beyond stride 16.
 _UNUSED_BY_ENCODER = (
     "fc.",
     "head.",
@@ -82,9 +84,9 @@ _UNUSED_BY_ENCODER = (
 def encoder_state(checkpoint: Mapping[str, Any], kind: EncoderName, source: str = "checkpoint") -> State:
     """The encoder's own state dict inside any of the published formats, its names stripped of their prefix.
 
-    Read are a plain state dict, and ones under `state_dict` (MoCo), `model` (PixPro), `network` (OBoW), `teacher`
-    (DINO's training files) or `model_images` (SLidR). What does not carry the encoder's prefix is left out. Raises
-    `WeightsError` where no such encoder is found.
+    Read are a plain state dict, and ones under `state_dict` (MoCo), `model` (PixPro), `network` (OBoW),
+    `teacher` (DINO's training files) or `model_images` (SLidR). What does not carry the encoder's prefix is
+    left out. Raises `WeightsError` where no such encoder is found.
     """
     state = _tensors(checkpoint, _ENCODER_CONTAINERS, source)
     anchor = _ANCHORS[kind]
@@ -93,7 +95,9 @@ def encoder_state(checkpoint: Mapping[str, Any], kind: EncoderName, source: str 
             return {
                 name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
             }
-    raise WeightsError(f"{source}: no {kind} in it: no name ends in {anchor}; it has {_some(tuple(state))}")
+    raise WeightsError(
+        f"{source}: no {kind} in it: expected a name ending in {anchor}, got {_some(tuple(state))}"
+    )
 
 
 def load_encoder(
@@ -101,21 +105,24 @@ def load_encoder(
 ) -> LoadReport:
     """Fills `encoder` from a checkpoint of any published format.
 
-    Every parameter and statistic has to be there with its shape, and only heads may be left over; else `WeightsError`.
+    Every parameter and statistic has to be there with its shape, and only heads may be left over; else
+    `WeightsError`.
     """
     state = encoder_state(checkpoint, kind, source)
-    skipped = {
-        name for name in state if name.startswith(_UNUSED_BY_ENCODER) and name not in encoder.state_dict()
-    }
-    return _load(
-        encoder, {name: value for name, value in state.items() if name not in skipped}, skipped, source
-    )
+    own = encoder.state_dict()
+    skipped = {name for name in state if name not in own and name.startswith(_UNUSED_BY_ENCODER)}
+    wanted = {name: value for name, value in state.items() if name not in skipped}
+    return _load(encoder, wanted, skipped, source)
 
+
+# ---------------------------------------------------------------------------------------------- students
 
 _STUDENT_CONTAINERS = ("student", "model_points", "state_dict", "model")
-_STUDENT_PREFIXES = ("model.", "model_points.", "module.", "encoder.")
-_CONTRAST_TRUNK = "trunk.2."  # where DepthContrast keeps the voxel network
-_OTHER_BRANCHES = ("model_images.", "criterion.", "head.")
+_STUDENT_PREFIXES = ("model_points.", "model.", "module.", "encoder.")
+_POINT_BRANCH = "model_points."  # Lightning keeps the image branch beside it
+_CONTRAST_TRUNK = "trunk.2."  # where DepthContrast keeps the voxel network, among its other branches
+_CONTRAST_HEAD = "head."  # its projection, of no use to a student
+_HEAD = "final."
 
 
 def load_student(
@@ -127,35 +134,35 @@ def load_student(
 ) -> LoadReport:
     """Fills a student from a checkpoint file of any known format.
 
-    Known are our own {"student": ...} and .safetensors, SLidR's pretraining and downstream files (`model_points`),
-    Lightning's and PointContrast's `state_dict`, and DepthContrast's `model`. `expect` holds the run's `voxel_size` and
-    `cylindrical_coordinates` (see `voxel_expectation`), compared with those in the checkpoint's config where it has them.
-    `head="skip"` leaves the layer `final` as it is, for fine-tuning on other classes; it is then among the skipped.
-    Raises `WeightsError` naming file and values where anything else does not fit.
+    Known are our own {"student": ...} and .safetensors, SLidR's pretraining and downstream files
+    (`model_points`), Lightning's and PointContrast's `state_dict`, and DepthContrast's `model`. `expect`
+    holds the run's `voxel_size` and `cylindrical_coordinates` (see `voxel_expectation`), compared with those
+    of the checkpoint's config where it has them. `head="skip"` leaves the layer `final` as it is, for
+    fine-tuning on other classes; it is then among the skipped. Raises `WeightsError` naming file and values
+    where anything does not fit; the module is then unchanged.
     """
     source = str(path)
     checkpoint = read_checkpoint(path)
     if expect is not None:
         _agree(checkpoint.get("config", checkpoint.get("hyper_parameters")), expect, source)
     own = module.state_dict()
+    found = _tensors(checkpoint, _STUDENT_CONTAINERS, source)
     state: State = {}
     skipped: set[str] = set()
-    found = _tensors(checkpoint, _STUDENT_CONTAINERS, source)
-    branched = any(name.startswith("model_points.") for name in found)
-    trunked = any(_CONTRAST_TRUNK in name for name in found)
-    for full, value in found.items():
+    for full, value in _branch(found).items():
         name = _stripped(full, own)
-        if (branched and not full.startswith("model_points.")) or (trunked and _CONTRAST_TRUNK not in full):
-            skipped.add(full)
-        elif name not in own and name.startswith(_OTHER_BRANCHES):
-            skipped.add(full)
-        elif name.startswith("final.") and head == "skip":
+        if name in state:
+            raise WeightsError(f"{source}: two entries for {name}; keep only the student's state dict in it")
+        if head == "skip" and name.startswith(_HEAD):
             skipped.add(name)
+        elif _CONTRAST_TRUNK in full and name.startswith(_CONTRAST_HEAD):
+            skipped.add(full)
         else:
             state[name] = _fitted(value, own.get(name))
+    skipped |= found.keys() - _branch(found).keys()
     if head == "strict":
         _same_classes(state, own, source)
-    return _load(module, state, skipped, source, allowed_missing="final." if head == "skip" else None)
+    return _load(module, state, skipped, source, head_is_optional=head == "skip")
 
 
 def voxel_expectation(voxel: VoxelConfig) -> dict[str, Any]:
@@ -163,46 +170,13 @@ def voxel_expectation(voxel: VoxelConfig) -> dict[str, Any]:
     return {"voxel_size": tuple(voxel.size), "cylindrical_coordinates": voxel.cylindrical}
 
 
-def _load(
-    module: nn.Module, state: State, skipped: set[str], source: str, allowed_missing: str | None = None
-) -> LoadReport:
-    own = module.state_dict()
-    matching = [name for name in state if name in own]
-    if not matching:
-        raise WeightsError(
-            f"{source}: matches nothing: it has {_some(tuple(state))}, the model has {_some(tuple(own))}"
-        )
-    unexpected = tuple(name for name in state if name not in own)
-    if unexpected:
-        raise WeightsError(f"{source}: holds what the model has no place for: {_some(unexpected)}")
-    # Counters that old files lack and nothing uses.
-    absent = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
-    missing = tuple(
-        name for name in absent if allowed_missing is None or not name.startswith(allowed_missing)
-    )
-    if missing:
-        raise WeightsError(f"{source}: lacks what the model needs: {_some(missing)}")
-    for name in matching:
-        if state[name].shape != own[name].shape:
-            raise WeightsError(
-                f"{source}: {name} has shape {tuple(state[name].shape)}, the model's is {tuple(own[name].shape)}"
-            )
-    module.load_state_dict(state, strict=False)
-    return LoadReport(tuple(matching), tuple(sorted(skipped)), tuple(absent))
-
-
-def _tensors(checkpoint: Mapping[str, Any], containers: tuple[str, ...], source: str) -> State:
-    """The state dict in a checkpoint: under one of `containers`, else the checkpoint itself."""
-    for key in containers:
-        inner = checkpoint.get(key)
-        if isinstance(inner, Mapping) and any(isinstance(value, Tensor) for value in inner.values()):
-            return {name: value for name, value in inner.items() if isinstance(value, Tensor)}
-    state = {name: value for name, value in checkpoint.items() if isinstance(value, Tensor)}
-    if not state:
-        raise WeightsError(
-            f"{source}: no state dict in it; looked under {', '.join(containers)}, found {_some(tuple(checkpoint))}"
-        )
-    return state
+def _branch(found: State) -> State:
+    """The entries of the student's branch, where a file has several branches."""
+    if any(name.startswith(_POINT_BRANCH) for name in found):
+        return {name: value for name, value in found.items() if name.startswith(_POINT_BRANCH)}
+    if any(_CONTRAST_TRUNK in name for name in found):
+        return {name: value for name, value in found.items() if _CONTRAST_TRUNK in name}
+    return found
 
 
 def _stripped(name: str, own: Mapping[str, Tensor]) -> str:
@@ -218,7 +192,7 @@ def _stripped(name: str, own: Mapping[str, Tensor]) -> str:
 
 
 def _fitted(value: Tensor, own: Tensor | None) -> Tensor:
-    """A kernel in today's layout, where an older version of its library stored the same numbers in another."""
+    """A kernel in today's layout, where an older version of its library stored it in another."""
     if own is None or value.shape == own.shape:
         return value
     if value.ndim == own.ndim + 1 and value.shape[0] == 1 and value.shape[1:] == own.shape:
@@ -231,13 +205,16 @@ def _fitted(value: Tensor, own: Tensor | None) -> Tensor:
 def _same_classes(state: State, own: Mapping[str, Tensor], source: str) -> None:
     """Raises where the last layer answers with another number of channels than the model's."""
     for name, axis in (("final.kernel", -1), ("final.weight", 0)):
-        if name in state and name in own and state[name].shape != own[name].shape:
+        if name in state and name in own and state[name].ndim == own[name].ndim:
             got, want = state[name].shape[axis], own[name].shape[axis]
             if got != want:
                 raise WeightsError(
-                    f"{source}: its last layer has {got} outputs (classes), the model's has {want}; to replace the head, "
-                    f'as fine-tuning does, load with head="skip"'
+                    f"{source}: its last layer has {got} outputs (classes), the model's has {want}; to "
+                    f'replace the head, as fine-tuning does, load with head="skip"'
                 )
+
+
+# ---------------------------------------------------------------------------------------------- voxels
 
 
 def _agree(config: Any, expect: Mapping[str, Any], source: str) -> None:
@@ -245,41 +222,85 @@ def _agree(config: Any, expect: Mapping[str, Any], source: str) -> None:
     if not isinstance(config, Mapping):
         return
     found = _voxels_in(config)
-    wanted = dict(expect)
-    cylindrical = found.get("cylindrical_coordinates", wanted.get("cylindrical_coordinates", True))
     for key in ("cylindrical_coordinates", "voxel_size"):
-        if key not in found or wanted.get(key) is None:
+        got, want = found.get(key), expect.get(key)
+        if got is None or want is None:
             continue
-        got, want = found[key], wanted[key]
         if key == "voxel_size":
-            got, want = _sizes(got, bool(cylindrical)), _sizes(want, bool(cylindrical))
-            same = len(got) == len(want) and all(abs(a - b) < 1e-6 for a, b in zip(got, want, strict=True))
+            # Where only one of the two says so, they may still agree on being cylindrical.
+            cylindrical = found.get("cylindrical_coordinates", expect.get("cylindrical_coordinates", True))
+            same = _sizes(got, bool(cylindrical)) == _sizes(want, bool(cylindrical))
         else:
-            got, want = bool(got), bool(want)
-            same = got == want
+            same = bool(got) == bool(want)
         if not same:
             raise WeightsError(
-                f"{source}: was trained with {key} {found[key]}, this run has {wanted[key]}; use the same voxels in "
-                f"data.voxel, or another checkpoint"
+                f"{source}: was trained with {key} {got}, this run has {want}; set data.voxel to the "
+                f"checkpoint's voxels, or take another checkpoint"
             )
 
 
 def _voxels_in(config: Mapping[str, Any]) -> dict[str, Any]:
-    """`voxel_size` and `cylindrical_coordinates` as a config has them: at its top, or under data.voxel as ours does."""
+    """`voxel_size` and `cylindrical_coordinates`: at the config's top, or under data.voxel as in ours."""
     data = config.get("data")
     voxel = data.get("voxel") if isinstance(data, Mapping) else None
     if isinstance(voxel, Mapping):
-        return {"voxel_size": voxel["size"], "cylindrical_coordinates": voxel["cylindrical"]}
-    return {
-        key: config[key] for key in ("voxel_size", "cylindrical_coordinates") if config.get(key) is not None
-    }
+        return {"voxel_size": voxel.get("size"), "cylindrical_coordinates": voxel.get("cylindrical")}
+    return {key: config[key] for key in ("voxel_size", "cylindrical_coordinates") if key in config}
 
 
 def _sizes(size: Any, cylindrical: bool) -> tuple[float, ...]:
-    """One number stands for (s, 1 degree, s) or (s, s, s)."""
-    if isinstance(size, (int, float)):
-        return (float(size), 1.0, float(size)) if cylindrical else (float(size),) * 3
-    return tuple(float(length) for length in size)
+    """One number s stands for (s m, 1 degree, s m), Cartesian (s, s, s) m."""
+    if isinstance(size, int | float):
+        size = (size, 1.0, size) if cylindrical else (size, size, size)
+    return tuple(round(float(length), 6) for length in size)
+
+
+# ---------------------------------------------------------------------------------------------- both
+
+
+def _tensors(checkpoint: Mapping[str, Any], containers: tuple[str, ...], source: str) -> State:
+    """The state dict in a checkpoint: under one of `containers`, else the checkpoint itself."""
+    for key in containers:
+        inner = checkpoint.get(key)
+        if isinstance(inner, Mapping) and any(isinstance(value, Tensor) for value in inner.values()):
+            return {name: value for name, value in inner.items() if isinstance(value, Tensor)}
+    state = {name: value for name, value in checkpoint.items() if isinstance(value, Tensor)}
+    if not state:
+        raise WeightsError(
+            f"{source}: no state dict in it; looked under {', '.join(containers)}, "
+            f"found {_some(tuple(checkpoint))}"
+        )
+    return state
+
+
+def _load(
+    module: nn.Module, state: State, skipped: set[str], source: str, head_is_optional: bool = False
+) -> LoadReport:
+    """Copies `state` into the module once every name and shape fits."""
+    own = module.state_dict()
+    loaded = tuple(name for name in state if name in own)
+    if not loaded:
+        raise WeightsError(
+            f"{source}: matches nothing: it has {_some(tuple(state))}, the model has {_some(tuple(own))}"
+        )
+    unexpected = tuple(name for name in state if name not in own)
+    if unexpected:
+        raise WeightsError(f"{source}: holds what the model has no place for: {_some(unexpected)}")
+    # Old files lack the counters of batches, and nothing uses them.
+    absent = tuple(name for name in own if name not in state and not name.endswith("num_batches_tracked"))
+    needed = tuple(name for name in absent if not (head_is_optional and name.startswith(_HEAD)))
+    if needed:
+        only_head = all(name.startswith(_HEAD) for name in needed)
+        hint = '; it has no last layer: load with head="skip" to train a new one' if only_head else ""
+        raise WeightsError(f"{source}: lacks what the model needs: {_some(needed)}{hint}")
+    for name in loaded:
+        got, want = tuple(state[name].shape), tuple(own[name].shape)
+        if got != want:
+            raise WeightsError(
+                f"{source}: {name} has shape {got}, the model's has {want}; not the same network"
+            )
+    module.load_state_dict(state, strict=False)
+    return LoadReport(loaded, tuple(sorted(skipped)), absent)
 
 
 def _some(names: tuple[str, ...], most: int = 4) -> str:
