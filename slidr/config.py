@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
@@ -205,7 +206,8 @@ def decode(raw: dict[str, Any], source: str = "config") -> Config:
     """
     _refuse_unknown(raw, Config, (), source)
     try:
-        config = _ADAPTER.validate_python(raw)
+        # As JSON, strictly: lists may become tuples and integers floats, but no text a number.
+        config = _ADAPTER.validate_json(json.dumps(raw), strict=True)
     except ValidationError as error:
         lines = [
             f"{source}: {'.'.join(str(part) for part in e['loc'])}: {e['msg']}, got {e.get('input')!r}"
@@ -231,7 +233,7 @@ def load(path: str | Path) -> Config:
 def parse(text: str, source: str = "config") -> Config:
     """The config in a YAML text; `source` names it in errors."""
     try:
-        raw = yaml.safe_load(text)
+        raw = yaml.load(text, _Loader)  # a SafeLoader
     except yaml.YAMLError as error:
         raise ConfigError(f"{source}: is not YAML: {error}") from None
     if not isinstance(raw, dict):
@@ -342,5 +344,13 @@ def _refuse_unknown(raw: Any, schema: type, path: tuple[str, ...], source: str) 
         if dataclasses.is_dataclass(types[key]):
             _refuse_unknown(value, types[key], (*path, key), source)
 
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's floats: PyYAML alone reads 1e-4 as text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
 
 _ADAPTER: TypeAdapter[Config] = TypeAdapter(Config)

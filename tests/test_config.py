@@ -1,0 +1,113 @@
+"""The config schema: what it takes, what it refuses, and that every shipped file is complete."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slidr.cli import override
+from slidr.config import Config, ConfigError, decode, dump, fingerprint, load, parse, to_dict
+
+CONFIGS = sorted(Path(__file__).parents[1].glob("configs/**/*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_configs_load_and_name_every_key(path: Path) -> None:
+    config = load(path)
+
+    def keys(values: dict[str, Any], prefix: str = "") -> set[str]:
+        found: set[str] = set()
+        for key, value in values.items():
+            found |= keys(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key}
+        return found
+
+    written = keys(yaml.safe_load(path.read_text()))
+    known = keys(to_dict(config))
+    # Only the demo makes a world.
+    optional = set() if path.stem == "demo" else {key for key in known if key.startswith("world.")}
+    assert written <= known
+    assert known - written <= optional
+
+
+def test_dump_and_parse_are_inverse() -> None:
+    config = decode({"optim": {"lr": 3e-7}, "data": {"cameras": ["CAM_BACK"]}})
+    assert parse(dump(config)) == config
+
+
+@given(
+    lr=st.floats(1e-9, 10, allow_nan=False),
+    size=st.tuples(st.integers(1, 999), st.integers(1, 999)),
+    name=st.text(min_size=1, max_size=20),
+)
+def test_any_valid_value_survives_yaml(lr: float, size: tuple[int, int], name: str) -> None:
+    config = decode({"optim": {"lr": lr}, "data": {"image_size": list(size)}, "run": {"name": name}})
+    assert parse(dump(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        ({"optm": {}}, ["optm", "did you mean optim?"]),
+        ({"optim": {"weight_decoy": 1}}, ["optim.weight_decoy", "optim.weight_decay"]),
+        ({"data": {"voxel": {"sizes": 1}}}, ["data.voxel.sizes", "data.voxel.size"]),
+        ({"optim": {"lr": "fast"}}, ["optim.lr", "'fast'"]),
+        ({"optim": {"epochs": 2.5}}, ["optim.epochs", "2.5"]),
+        ({"optim": {"epochs": True}}, ["optim.epochs", "True"]),
+        ({"run": {"resume": 1}}, ["run.resume"]),
+        ({"student": {"name": "minkunet34"}}, ["student.name", "minkunet34c"]),
+        ({"optim": 3}, ["optim", "mapping"]),
+        ({"data": {"cameras": ["CAM_TOP"]}}, ["data.cameras", "CAM_TOP", "CAM_FRONT"]),
+        ({"optim": {"batch_size": 3}, "cluster": {"num_workers": 2}}, ["optim.batch_size", "multiple of 2"]),
+        ({"optim": {"precision": "float16"}}, ["optim.precision", "cluster.use_gpu"]),
+        ({"student": {"name": "voxelnet", "engine": "minkowski"}}, ["student.engine", "torch"]),
+        ({"data": {"augment": {"crop_area": [0.5, 0.1]}}}, ["data.augment.crop_area"]),
+        ({"optim": {"lr": -1.0}}, ["optim.lr", "positive"]),
+        ({"optim": {"lr": "1e-3"}}, ["optim.lr", "number"]),
+    ],
+)
+def test_wrong_configs_are_refused_by_the_key_that_is_wrong(raw: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        decode(raw, "file.yaml")
+    message = str(caught.value)
+    assert message.startswith("file.yaml")
+    for word in words:
+        assert word in message
+
+
+def test_a_file_that_is_not_yaml_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text("a: [1,")
+    with pytest.raises(ConfigError, match=r"broken\.yaml"):
+        load(path)
+    with pytest.raises(ConfigError, match=r"absent\.yaml"):
+        load(tmp_path / "absent.yaml")
+
+
+def test_fingerprints_name_values_not_field_order() -> None:
+    first = decode({"optim": {"lr": 0.1, "epochs": 3}})
+    second = decode({"optim": {"epochs": 3, "lr": 0.1}})
+    assert fingerprint(first) == fingerprint(second)
+    assert fingerprint(first) != fingerprint(decode({"optim": {"lr": 0.1, "epochs": 4}}))
+
+
+def test_command_line_overrides_keep_the_files_other_values() -> None:
+    base = decode({"optim": {"lr": 0.1, "epochs": 7}})
+    changed = override(base, ["--optim.lr", "0.25", "--run.resume"])
+    assert changed.optim.lr == 0.25
+    assert changed.optim.epochs == 7
+    assert changed.run.resume
+    assert base == decode({"optim": {"lr": 0.1, "epochs": 7}})
+
+
+def test_command_line_overrides_are_checked() -> None:
+    with pytest.raises(ConfigError, match=r"optim\.batch_size"):
+        override(Config(), ["--cluster.num_workers", "3"])
+
+
+def test_exponents_without_a_point_are_numbers() -> None:
+    assert parse("optim: {lr: 1e-3, weight_decay: 2E-4}").optim.lr == 1e-3

@@ -1,0 +1,195 @@
+"""The trainer skeleton on a task small enough to follow by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from slidr.config import Config, OptimConfig, RunConfig
+from slidr.training.checkpoint import CheckpointFolder
+from slidr.training.loop import Diverged, Outcome, fit
+
+CPU = torch.device("cpu")
+STEPS_PER_EPOCH = 5
+
+
+@dataclass(frozen=True)
+class Batch:
+    x: Tensor
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
+        return Batch(self.x.to(device))
+
+
+class Numbers:
+    """Batches that are a function of the step."""
+
+    steps_per_epoch = STEPS_PER_EPOCH
+
+    def __init__(self, poison: int | None = None, stop: int | None = None) -> None:
+        self.poison, self.stop = poison, stop
+        self.served: list[int] = []
+
+    def train(self, first_step: int, last_step: int) -> Iterator[Batch]:
+        for step in range(first_step, last_step):
+            if step == self.stop:
+                raise KeyboardInterrupt
+            self.served.append(step)
+            x = torch.randn(8, 3, generator=torch.Generator().manual_seed(step))
+            yield Batch(x * float("nan") if step == self.poison else x)
+
+    def validation(self) -> Iterable[Batch]:
+        return [Batch(torch.ones(2, 3))]
+
+
+class Regression:
+    """Learns y = x @ (1, 2, 3), with dropout so that the random states matter."""
+
+    kind = "toy"
+    objective = ("val_loss", -1)
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.linear = nn.Linear(3, 1)
+        self.network = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(3), self.linear)
+        self.model = _Net(self.network)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return [{"params": list(self.model.parameters())}]
+
+    def loss(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        target = batch.x @ torch.tensor([[1.0], [2.0], [3.0]])
+        return (outputs - target).square().mean(), {"outputs": float(outputs.detach().mean())}
+
+    def validate(self, batches: Iterable[Batch]) -> dict[str, float]:
+        self.model.eval()
+        with torch.no_grad():
+            losses = [float(self.loss(self.model(batch), batch)[0]) for batch in batches]
+        return {"val_loss": sum(losses) / len(losses)}
+
+    def state(self) -> dict[str, Any]:
+        return {"student": self.network.state_dict()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.network.load_state_dict(state["student"])
+
+
+class _Net(nn.Module):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self.network(batch.x)
+
+
+CONFIG = Config(
+    optim=OptimConfig(name="adamw", lr=0.01, epochs=3, batch_size=8, schedule="cosine"),
+    run=RunConfig(checkpoint_every=2, keep_checkpoints=2, log_every=1),
+)
+
+
+def run(
+    folder: Path, loader: Numbers | None = None, config: Config = CONFIG
+) -> tuple[Outcome, Regression, dict[int, dict[str, float]]]:
+    task = Regression()
+    logged: dict[int, dict[str, float]] = {}
+
+    def log(step: int, metrics: dict[str, float]) -> None:
+        logged.setdefault(step, {}).update(metrics)
+
+    outcome = fit(task, loader or Numbers(), config, CheckpointFolder(str(folder), 2), CPU, log)
+    return outcome, task, logged
+
+
+@pytest.mark.parametrize("stop", [1, 2, 7, 10, 14])
+def test_a_run_interrupted_anywhere_ends_in_the_same_weights_and_losses(tmp_path: Path, stop: int) -> None:
+    _, straight, expected = run(tmp_path / "straight")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "broken", Numbers(stop=stop))
+    outcome, resumed, logged = run(tmp_path / "broken")
+    assert outcome.step == 15
+    for name, value in straight.network.state_dict().items():
+        assert torch.equal(resumed.network.state_dict()[name], value), name
+    for step, metrics in logged.items():
+        assert metrics["loss"] == expected[step]["loss"]
+        assert metrics["lr"] == expected[step]["lr"]
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, straight, _ = run(tmp_path / "straight")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "broken", Numbers(stop=9))
+    newest = sorted((tmp_path / "broken").glob("step-*.pt"))[-1]
+    newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
+    loader = Numbers()
+    _, resumed, _ = run(tmp_path / "broken", loader)
+    assert loader.served[0] == 6
+    assert newest.name in caplog.text
+    assert torch.equal(resumed.linear.weight, straight.linear.weight)
+
+
+def test_the_newest_checkpoints_and_the_best_are_kept(tmp_path: Path) -> None:
+    _, _, logged = run(tmp_path)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["best.pt", "step-00000014.pt", "step-00000015.pt"]
+    best = CheckpointFolder(str(tmp_path)).best()
+    assert best is not None
+    validated = {step: m["val_loss"] for step, m in logged.items() if "val_loss" in m}
+    assert best["step"] == min(validated, key=lambda step: validated[step])
+
+
+def test_a_finished_run_trains_no_further(tmp_path: Path) -> None:
+    first, _, _ = run(tmp_path)
+    loader = Numbers()
+    again, _, _ = run(tmp_path, loader)
+    assert loader.served == []
+    assert (again.step, again.metrics) == (first.step, first.metrics)
+
+
+def test_a_loss_that_is_not_finite_stops_before_it_spoils_the_weights(tmp_path: Path) -> None:
+    with pytest.raises(Diverged, match=r"step 8: the loss is nan at learning rate .*optim\.lr"):
+        run(tmp_path, Numbers(poison=7))
+    state = CheckpointFolder(str(tmp_path)).newest()
+    assert state is not None
+    assert state["step"] == 6
+    assert all(torch.isfinite(value).all() for value in state["student"].values())
+
+
+def test_accumulating_two_halves_equals_one_whole_step(tmp_path: Path) -> None:
+    class Halves(Numbers):
+        def train(self, first_step: int, last_step: int) -> Iterator[Batch]:
+            for batch in super().train(first_step, last_step):
+                yield Batch(batch.x[:4])
+                yield Batch(batch.x[4:])
+
+    class Plain(Regression):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = nn.Sequential(self.linear)  # dropout and batch norm see the micro-batch
+            self.model = _Net(self.network)
+
+    def weights(loader: Numbers, accumulate: int, folder: Path) -> Tensor:
+        task = Plain()
+        config = replace(CONFIG, optim=replace(CONFIG.optim, accumulate=accumulate))
+        fit(task, loader, config, CheckpointFolder(str(folder)), CPU, lambda *_: None)
+        return task.linear.weight.detach()
+
+    whole = weights(Numbers(), 1, tmp_path / "whole")
+    halves = weights(Halves(), 2, tmp_path / "halves")
+    torch.testing.assert_close(halves, whole)
+
+
+def test_max_steps_ends_a_run_within_an_epoch_with_a_validation(tmp_path: Path) -> None:
+    config = replace(CONFIG, optim=replace(CONFIG.optim, max_steps=7))
+    outcome, _, logged = run(tmp_path, config=config)
+    assert outcome.step == 7
+    assert "val_loss" in logged[7]
