@@ -1,0 +1,132 @@
+"""Ray's front door: start a private cluster on this machine, or join the one that is named.
+
+Import this module before any other import of ray: it turns telemetry off, which Ray reads once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+import warnings
+from typing import Any
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # CPU tasks leave CUDA_VISIBLE_DEVICES alone
+
+import ray
+import ray.data
+from ray._private import ray_constants
+
+from slidr.config import ClusterConfig
+
+PROBE_S = 5.0  # how long a named address may take to accept a connection
+OBJECT_STORE_BYTES = 1 << 30  # of a private cluster; by default Ray takes 30 % of the machine's memory
+
+
+class ClusterError(RuntimeError):
+    """A Ray cluster that cannot be reached, or that is too small for what is asked of it."""
+
+
+def start(
+    cluster: ClusterConfig,
+    *,
+    num_cpus: int | None = None,
+    log_to_driver: bool = True,
+    level: int = logging.ERROR,
+) -> bool:
+    """Connects this process to Ray; true where that started a new cluster.
+
+    The cluster is `cluster.address`, else the one in the environment's RAY_ADDRESS (as inside `ray job
+    submit`), else a private one on loopback with `num_cpus` CPUs (default: this machine's), without dashboard
+    or telemetry. A process that is connected already stays as it is. Raises `ClusterError` where an address
+    does not answer.
+    """
+    if ray.is_initialized():
+        return False
+    address = cluster.address or os.environ.get("RAY_ADDRESS") or "local"
+    options: dict[str, Any] = {"logging_level": level, "log_to_driver": log_to_driver}
+    if address == "local":
+        _keep_token_out_of_home()
+        _listen_on_loopback_only()
+        options |= {
+            "num_cpus": num_cpus,
+            "include_dashboard": False,
+            "object_store_memory": OBJECT_STORE_BYTES,
+        }
+    else:
+        _probe(address)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        try:
+            ray.init(address=address, **options)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise _unreachable(address, _first_line(error)) from error
+    _quieten(level)
+    return address == "local"
+
+
+def stop() -> None:
+    """Disconnects; a private cluster ends with it."""
+    ray.shutdown()
+
+
+def available_cpus() -> int:
+    """CPUs of the whole cluster, busy ones included."""
+    return int(ray.cluster_resources().get("CPU", 0))
+
+
+def available_gpus() -> int:
+    """GPUs of the whole cluster, busy ones included."""
+    return int(ray.cluster_resources().get("GPU", 0))
+
+
+def _quieten(level: int) -> None:
+    """Ray Data says little and draws nothing: the stages draw their own progress."""
+    logging.getLogger("ray.data").setLevel(level)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+
+
+def _listen_on_loopback_only() -> None:
+    """Makes Ray open every port of a private cluster on 127.0.0.1.
+
+    Ray replaces any spelling of localhost by the machine's outward address, and listens there, unless it
+    takes this machine for one that cannot be part of a cluster; a private cluster is on such a machine.
+    """
+    ray_constants.ENABLE_RAY_CLUSTER = False
+
+
+def _probe(address: str) -> None:
+    """Raises `ClusterError` at once where nothing listens at host:port; Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not (host and port.isdigit()):
+        return  # "auto" and the like: Ray looks it up and answers quickly
+    try:
+        socket.create_connection((host, int(port)), timeout=PROBE_S).close()
+    except OSError as error:
+        raise _unreachable(address, str(error)) from error
+
+
+def _unreachable(address: str, reason: str) -> ClusterError:
+    if address == "local":
+        return ClusterError(f"no private Ray cluster could be started on this machine: {reason}")
+    return ClusterError(
+        f"cluster.address: {address}: no Ray cluster answers ({reason}); start one with `ray start --head`, "
+        "or set cluster.address: null for a private one on this machine"
+    )
+
+
+def _keep_token_out_of_home() -> None:
+    """A private cluster's token lives in this process and its children only.
+
+    Ray guards a new cluster with a token, for which it would write a file into the home directory. Whoever
+    has set up Ray's authentication himself keeps it.
+    """
+    chosen = {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
+    if not chosen:
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
