@@ -90,8 +90,10 @@ class Journal:
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Adds metrics at a step; sends to MLflow every few seconds."""
         line = json.dumps({"step": step, "time_ms": int(time.time() * 1000), "metrics": metrics})
-        with self.path.open("a") as file:
-            file.write(line + "\n")
+        with self.path.open("ab") as file:
+            # A kill in the middle of a line must not swallow this one.
+            start = b"" if self._ends_whole() else b"\n"
+            file.write(start + line.encode() + b"\n")
         if time.monotonic() - self._last_try > _SEND_SECONDS:
             self.send()
 
@@ -120,11 +122,18 @@ class Journal:
         self._warned = False
         return True
 
+    def _ends_whole(self) -> bool:
+        with self.path.open("rb") as file:
+            if file.seek(0, os.SEEK_END) == 0:
+                return True
+            file.seek(-1, os.SEEK_END)
+            return file.read() == b"\n"
+
     def _send_lines(self, lines: Iterable[bytes]) -> None:
         from mlflow.entities import Metric
 
         assert self.handle is not None
-        entries = [json.loads(line) for line in lines]
+        entries = [entry for line in lines if (entry := _entry(line)) is not None]
         metrics = [
             Metric(name, float(value), entry["time_ms"], entry["step"])
             for entry in entries
@@ -140,10 +149,20 @@ def read_journal(path: str | Path) -> dict[int, dict[str, float]]:
     """Metrics by step; where a resumed run repeated a step, the later value counts."""
     by_step: dict[int, dict[str, float]] = {}
     if Path(path).exists():
-        for line in Path(path).read_text().splitlines():
-            entry = json.loads(line)
+        for line in Path(path).read_bytes().splitlines():
+            entry = _entry(line)
+            if entry is None:
+                continue
             by_step.setdefault(entry["step"], {}).update(entry["metrics"])
     return by_step
+
+
+def _entry(line: bytes) -> dict[str, Any] | None:
+    """A journal line, or None for one that a kill cut short."""
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
 
 
 def code_version() -> dict[str, str]:

@@ -78,7 +78,10 @@ class _Tail:
         whole = fresh[: fresh.rfind(b"\n") + 1]
         self.position += len(whole)
         for line in whole.splitlines():
-            entry = json.loads(line)
+            try:
+                entry = json.loads(line)
+            except ValueError:  # cut short by a kill
+                continue
             self.step = entry["step"]
             self.values.update(entry["metrics"])
         return len(whole) > 0

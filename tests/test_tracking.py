@@ -1,0 +1,103 @@
+"""Runs and metrics as MLflow's own client reads them back, and stores that go away."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from slidr import tracking
+from slidr.config import Config, RunConfig, TrackingConfig
+from slidr.tracking import Journal, RunHandle, end_run, read_journal, start_run, tracking_uri
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    return Config(run=RunConfig(folder=str(tmp_path_factory.mktemp("runs")), name="first"))
+
+
+@pytest.fixture(scope="module")
+def handle(config: Config) -> RunHandle:
+    return start_run(config, "pretrain")
+
+
+def test_a_run_is_recorded_with_its_parameters_code_version_and_metrics(
+    config: Config, handle: RunHandle, tmp_path: Path
+) -> None:
+    journal = Journal(tmp_path / "metrics.jsonl", handle)
+    for step in range(1, 4):
+        journal.log(step, {"loss": 1 / step, "lr": 0.5})
+    assert journal.send()
+    end_run(handle, "FINISHED", {"checkpoints": "somewhere"})
+
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=tracking_uri(config))
+    run = client.get_run(handle.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["optim.lr"] == str(config.optim.lr)
+    assert run.data.tags["checkpoints"] == "somewhere"
+    assert run.data.tags["stage"] == "pretrain"
+    history = client.get_metric_history(handle.run_id, "loss")
+    assert [(m.step, m.value) for m in history] == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
+    assert [f.path for f in client.list_artifacts(handle.run_id)] == ["config.yaml"]
+
+
+def test_a_second_process_sends_only_what_is_new(config: Config, handle: RunHandle, tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    path = tmp_path / "metrics.jsonl"
+    first = Journal(path, handle)
+    first.log(1, {"twice": 1.0})
+    first.send()
+    second = Journal(path, handle)
+    second.log(2, {"twice": 2.0})
+    second.send()
+    history = MlflowClient(tracking_uri=tracking_uri(config)).get_metric_history(handle.run_id, "twice")
+    assert [(m.step, m.value) for m in history] == [(1, 1.0), (2, 2.0)]
+
+
+def test_metrics_wait_for_a_store_that_is_away_and_arrive_later(
+    config: Config, handle: RunHandle, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from mlflow import MlflowClient
+
+    path = tmp_path / "metrics.jsonl"
+    away = Journal(path, RunHandle("http://user:secret@127.0.0.1:9", handle.run_id))
+    with caplog.at_level(logging.WARNING):
+        away.log(1, {"late": 4.0})
+        assert not away.send()
+        assert not away.send()
+    assert caplog.text.count("cannot be reached") == 1
+    assert "secret" not in caplog.text
+    assert read_journal(path) == {1: {"late": 4.0}}
+    assert Journal(path, handle).send()
+    history = MlflowClient(tracking_uri=tracking_uri(config)).get_metric_history(handle.run_id, "late")
+    assert [m.value for m in history] == [4.0]
+
+
+def test_the_later_value_of_a_repeated_step_counts(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "m.jsonl")
+    journal.log(5, {"loss": 2.0, "lr": 0.1})
+    journal.log(5, {"loss": 1.0})
+    assert read_journal(tmp_path / "m.jsonl") == {5: {"loss": 1.0, "lr": 0.1}}
+
+
+def test_a_line_cut_short_by_a_kill_costs_only_itself(tmp_path: Path) -> None:
+    path = tmp_path / "m.jsonl"
+    Journal(path).log(1, {"loss": 2.0})
+    with path.open("a") as file:
+        file.write('{"step": 2, "time_ms"')
+    Journal(path).log(3, {"loss": 1.0})
+    assert read_journal(path) == {1: {"loss": 2.0}, 3: {"loss": 1.0}}
+
+
+def test_the_default_store_is_sqlite_beside_the_runs(tmp_path: Path) -> None:
+    assert tracking_uri(Config(run=RunConfig(folder=str(tmp_path)))) == f"sqlite:///{tmp_path}/mlflow.db"
+    assert tracking_uri(Config(tracking=TrackingConfig(uri="http://host"))) == "http://host"
+
+
+def test_the_code_version_names_a_commit_of_this_checkout() -> None:
+    version = tracking.code_version()
+    assert version == {} or (len(version["git_commit"]) == 40 and version["git_dirty"] in ("true", "false"))
