@@ -16,8 +16,8 @@ from efficientnet_lite_pytorch import EfficientNet
 from jaxtyping import Float
 from torch import Tensor, nn
 
-# The weights were trained on (byte - 127) / 128. Their own stem says so: its running means equal its summed
-# kernels times an input mean of (-0.05, -0.07, -0.12), where ImageNet's mean/std normalisation would give 0.
+# Lite networks were trained on (byte - 127) / 128, not on ImageNet's mean and deviation (TensorFlow's
+# efficientnet_lite_builder.py). On photographs it also brings the norms' inputs nearer to their statistics.
 MEAN = (127 / 255,) * 3
 STD = (128 / 255,) * 3
 
