@@ -139,7 +139,7 @@ def car(parts: Parts, rng: np.random.Generator) -> Size:
 
 def bus(parts: Parts, rng: np.random.Generator) -> Size:
     parts.reflectivity = rng.uniform(0.08, 0.6)
-    length, width, height = rng.uniform(9.0, 12.0), rng.uniform(2.45, 2.6), rng.uniform(2.9, 3.4)
+    length, width, height = rng.uniform(8.0, 11.0), rng.uniform(2.45, 2.6), rng.uniform(2.9, 3.4)
     parts.add(
         Kind.TAPER,
         (0, 0, (0.32 + height) / 2),
@@ -227,7 +227,7 @@ def trailer(parts: Parts, rng: np.random.Generator) -> Size:
     colour, accent = pick(rng, _VEHICLE), pick(rng, _VEHICLE)
     dark = np.full(3, 0.12, np.float32)
     if kind < 0.6:
-        length, width, top = rng.uniform(7.5, 10.5), rng.uniform(2.35, 2.55), rng.uniform(3.3, 3.9)
+        length, width, top = rng.uniform(6.0, 9.0), rng.uniform(2.3, 2.5), rng.uniform(3.0, 3.7)
         box = (0, 0, (1.15 + top) / 2)
         parts.add(
             Kind.BOX,
@@ -619,6 +619,7 @@ def tree(parts: Parts, rng: np.random.Generator) -> Size:
     """A trunk with branches and a crown of leaf clumps, or a conifer."""
     parts.reflectivity = rng.uniform(0.15, 0.6)
     parts.roughness = 0.12
+    gaps = float(rng.uniform(0.35, 0.65))
     leaf = pick(
         rng,
         [(0.2, 0.36, 0.12), (0.28, 0.42, 0.14), (0.14, 0.28, 0.12), (0.4, 0.4, 0.14), (0.5, 0.3, 0.1)],
@@ -640,12 +641,13 @@ def tree(parts: Parts, rng: np.random.Generator) -> Size:
         for k in range(4):
             share = 1 - k * 0.24
             parts.add(
-                Kind.CYLINDER if k < 0 else Kind.ELLIPSOID,
+                Kind.ELLIPSOID,
                 (0, 0, trunk + (height - trunk) * (0.12 + 0.24 * k)),
                 (crown * share * 0.9, crown * share * 0.9, (height - trunk) * 0.42),
                 leaf * (0.85 + 0.1 * k),
                 Material.FOLIAGE,
                 accent=tip,
+                inner=gaps,
             )
         return crown, crown, height
     for side in (-1, 1):
@@ -668,6 +670,7 @@ def tree(parts: Parts, rng: np.random.Generator) -> Size:
             leaf * rng.uniform(0.8, 1.15),
             Material.FOLIAGE,
             accent=tip,
+            inner=gaps,
         )
     return crown, crown, height
 
@@ -676,6 +679,7 @@ def shrub(parts: Parts, rng: np.random.Generator) -> Size:
     """A bush, or a clipped hedge."""
     parts.reflectivity = rng.uniform(0.15, 0.6)
     parts.roughness = 0.08
+    gaps = float(rng.uniform(0.2, 0.5))
     leaf = pick(rng, [(0.2, 0.34, 0.12), (0.27, 0.4, 0.15), (0.16, 0.27, 0.12), (0.4, 0.36, 0.16)], 0.04)
     tip = np.clip(leaf * 1.6, 0, 0.9).astype(np.float32)
     if rng.random() < 0.4:
@@ -691,6 +695,7 @@ def shrub(parts: Parts, rng: np.random.Generator) -> Size:
             leaf * rng.uniform(0.85, 1.15),
             Material.FOLIAGE,
             accent=tip,
+            inner=gaps,
         )
     return 2.0, 1.6, 1.2
 

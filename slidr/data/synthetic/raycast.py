@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float64, Int32, Shaped
 
 from slidr.data.synthetic.shapes import Kind, corners
+from slidr.data.synthetic.textures import noise
 
 NEAR = 0.3  # metres (times the ray's length): nothing nearer is seen
 
@@ -84,20 +85,33 @@ def cast(parts: np.ndarray, grid: RayGrid) -> tuple[Int32[np.ndarray, "H W"], Sh
     index = np.full((height, width), -1, np.int32)
     boxes = _lidar_rectangles(parts, grid) if grid.round_view else _camera_rectangles(parts, grid)
     dtype = grid.across.dtype
+    nearest = _nearest(parts, grid)
     origin = np.einsum("nji,nj->ni", parts["rotation"], grid.origin - parts["centre"]).astype(dtype)
     rotation = parts["rotation"].astype(dtype)
     half = parts["half"].astype(dtype)
     kinds = parts["kind"]
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        for i, top, bottom, left, right in boxes:
+        for i, top, bottom, left, right in sorted(boxes, key=lambda box: nearest[box[0]]):
+            window = t[top:bottom, left:right]
+            if window.size <= 4096 and window.max() < nearest[i]:
+                continue  # wholly hidden by nearer parts
             across = grid.across[left:right] @ rotation[i]
             down = grid.down[top:bottom] @ rotation[i]
             meet = _INTERSECT[kinds[i]](across, down, origin[i], half[i], parts[i])
-            window = t[top:bottom, left:right]
             nearer = (meet > NEAR) & (meet < window)
             window[nearer] = meet[nearer]
             index[top:bottom, left:right][nearer] = i
     return index, t
+
+
+def _nearest(parts: np.ndarray, grid: RayGrid) -> Float64[np.ndarray, " N"]:
+    """A bound below the t at which any ray can meet each part."""
+    if not grid.round_view:
+        return ((corners(parts) - grid.origin) @ grid.rotation[:, 2]).min(1)
+    local = (corners(parts) - grid.origin) @ grid.rotation
+    centre = (parts["centre"] - grid.origin) @ grid.rotation
+    reach = np.linalg.norm(local[..., :2] - centre[:, None, :2], axis=2).max(1)
+    return np.linalg.norm(centre[:, :2], axis=1) - reach
 
 
 def _slab(across: np.ndarray, down: np.ndarray, origin: np.ndarray, half: np.ndarray, axis: int) -> tuple:
@@ -162,7 +176,21 @@ def _ellipsoid(
         a += 2 * q[:, axis, None] * p[None, :, axis]
     b = (q @ o)[:, None] + (p @ o)[None]
     discriminant = b * b - a * (o @ o - 1)
-    return np.where(discriminant > 0, (-b - np.sqrt(discriminant)) / a, np.inf)
+    meet = np.where(discriminant > 0, (-b - np.sqrt(discriminant)) / a, np.inf)
+    if part["inner"] > 0:
+        _open_gaps(meet, across, down, origin, half, float(part["inner"]))
+    return meet
+
+
+def _open_gaps(
+    meet: np.ndarray, across: np.ndarray, down: np.ndarray, origin: np.ndarray, half: np.ndarray, share: float
+) -> None:
+    """Leaves holes between the leaves of a crown, as places of its surface: every sensor sees through the same ones."""
+    row, column = np.nonzero(np.isfinite(meet))
+    place = origin + meet[row, column, None] * (down[row] + across[column])
+    ragged = noise(place[:, 0] + 0.6 * place[:, 2], place[:, 1] - 0.5 * place[:, 2], 0.7, float(half[0]))
+    hole = ragged > 2.2 * (1 - share)
+    meet[row[hole], column[hole]] = np.inf
 
 
 def _cylinder(

@@ -10,7 +10,7 @@ from jaxtyping import Float32, Float64, Int32, UInt8
 from slidr.data.synthetic.raycast import RayGrid, cast, pinhole, spinning, taper_slopes
 from slidr.data.synthetic.shapes import Kind
 from slidr.data.synthetic.street import Look
-from slidr.data.synthetic.textures import Material, Spots, albedo, noise
+from slidr.data.synthetic.textures import Material, Spots, albedo, noise, smooth_noise
 
 BEAMS = np.radians(np.linspace(-30.67, 10.67, 32))  # elevations, ring 0 lowest
 AZIMUTHS = 1084
@@ -33,7 +33,7 @@ class Shadows:
         u = (local[:, 0] / local[:, 2] - first[0]) / step
         v = (local[:, 1] / local[:, 2] - first[0]) / step
         light = np.zeros(len(points), np.float32)
-        limit = local[:, 2] - 0.12
+        limit = local[:, 2] - 0.08
         for du, dv in ((-0.4, -0.4), (0.6, -0.4), (-0.4, 0.6), (0.6, 0.6)):
             column, row = np.floor(u + du).astype(int), np.floor(v + dv).astype(int)
             inside = (column >= 0) & (row >= 0) & (column < SHADOW_PIXELS) & (row < SHADOW_PIXELS)
@@ -148,7 +148,7 @@ def render(
     )
     colour = albedo(parts["material"][hit], at)
     facing = np.clip(normal @ look.sun.astype(np.float32), 0, 1)
-    sun = (facing * shadows.lit(points))[:, None] * look.sunlight.astype(np.float32)
+    sun = (facing * shadows.lit(points + 0.1 * normal))[:, None] * look.sunlight.astype(np.float32)
     open_sky = 0.72 + 0.28 * normal[:, 2]
     low = np.clip(0.62 + 0.38 * points[:, 2] / 0.6, 0.62, 1)  # crevices by the ground see less of the sky
     low = np.where(normal[:, 2] > 0.7, 1.0, low)
@@ -170,9 +170,8 @@ def _sky(direction: np.ndarray, look: Look) -> np.ndarray:
     sky = look.zenith[None] * (1 - blend)[:, None] + look.horizon[None] * blend[:, None]
     glow = np.clip(direction @ look.sun, 0, 1) ** 24 * (1 - look.clouds) * 0.3
     flat = direction[:, :2] / (up + 0.12)[:, None]
-    cloud = np.clip(0.5 * noise(flat[:, 0], flat[:, 1], 3.0) + 1.2 * look.clouds - 0.5, 0, 1) * np.clip(
-        up * 8, 0, 1
-    )
+    puffs = 0.5 * smooth_noise(flat[:, 0], flat[:, 1], 6.0) + 0.25 * smooth_noise(flat[:, 0], flat[:, 1], 1.5)
+    cloud = np.clip(puffs + 1.2 * look.clouds - 0.5, 0, 1) * np.clip(up * 8, 0, 1)
     white = np.array([0.92, 0.93, 0.95]) * (1 - 0.25 * look.clouds)
     sky = sky + (white - sky) * (0.75 * cloud)[:, None] + glow[:, None]
     return sky.astype(np.float32)

@@ -26,7 +26,10 @@ PART = np.dtype(
         ),  # target_from_part, target the owner's frame or, once placed, the street's
         ("half", "f8", 3),  # half extents, metres
         ("taper", "f8", 3),  # boxes: top width over bottom width in x and y; shift of the top in x, metres
-        ("inner", "f8"),  # cylinders: radius of the hole over the outer radius
+        (
+            "inner",
+            "f8",
+        ),  # cylinders: radius of the hole over the outer one; ellipsoids: how open a crown of leaves is, 0 to 1
         ("colour", "f4", 3),
         ("accent", "f4", 3),  # the pattern's second colour
         ("pattern", "f4", 2),  # the pattern's sizes, see textures.py

@@ -26,8 +26,14 @@ from slidr.data.synthetic.objects import (
 from slidr.data.synthetic.shapes import Kind, Parts, place
 from slidr.data.synthetic.textures import Material
 
-REACH = 90.0  # metres of street before the start and past the end of the ego car's way
+REACH = 80.0  # metres of street before the start and past the end of the ego car's way
 KERB = 0.14  # metres that pavements stand above the road
+# What lines the kerbs, over and over in a scene's own order.
+KERB_DECK = (
+    ("vehicle.car", "gap") * 2
+    + ("vehicle.truck", "vehicle.bus.rigid", "vehicle.trailer", "vehicle.motorcycle", "vehicle.bicycle")
+    + ("works", "barriers", "cones", "island")
+)
 
 
 @dataclass(frozen=True)
@@ -105,6 +111,11 @@ class _Builder:
         self.end(category, size, x, y, z, yaw, speed)
         return size
 
+    def move_last(self, ahead: float, aside: float) -> None:
+        """Shifts the newest object along x and y."""
+        category, size, (x, y, z), yaw, speed = self.rows[-1]
+        self.rows[-1] = (category, size, (x + ahead, y + aside, z), yaw, speed)
+
     def scenery(
         self, label: str, maker: object, x: float, y: float, z: float, yaw: float, *extra: object
     ) -> tuple:
@@ -144,13 +155,13 @@ def draw_look(rng: np.random.Generator) -> Look:
     horizon = np.array([0.78, 0.84, 0.9]) * rng.uniform(0.9, 1.05) * (0.5 + 0.5 * warm)
     return Look(
         sun=np.array([np.cos(height) * np.cos(around), np.cos(height) * np.sin(around), np.sin(height)]),
-        sunlight=warm * (0.95 - 0.65 * clouds),
-        skylight=np.array([0.42, 0.46, 0.52]) * (0.95 + 0.65 * clouds),
+        sunlight=warm * (1.05 - 0.8 * clouds),
+        skylight=np.array([0.72, 0.76, 0.81]) * (0.9 + 0.6 * clouds),
         zenith=clear * (1 - clouds) + grey * clouds,
         horizon=horizon * (1 - 0.4 * clouds) + grey * 0.4 * clouds,
         clouds=clouds,
         haze=float(rng.uniform(180, 600)),
-        exposure=float(rng.uniform(0.9, 1.15)),
+        exposure=float(rng.uniform(1.0, 1.3)),
     )
 
 
@@ -160,13 +171,16 @@ def build_street(rng: np.random.Generator, seconds: float) -> Street:
     ego_speed = float(rng.uniform(2.5, 7.0))
     span = (-REACH, REACH + ego_speed * seconds)
     lane = float(rng.uniform(3.2, 3.7))
-    median = float(rng.choice([0.0, rng.uniform(1.2, 2.6)], p=[0.5, 0.5]))
+    median = float(rng.choice([0.0, rng.uniform(1.2, 2.6)]))
     lanes = int(rng.choice([1, 2], p=[0.65, 0.35]))
-    parking = 2.7
-    edge = median / 2 + lanes * lane + parking  # half width between kerbs
+    cycles, parking = float(rng.uniform(0.8, 2.4)), 2.6  # a margin or cycle lane, and the lane along the kerb
+    edge = median / 2 + lanes * lane + cycles + parking  # half width between kerbs
     _ground(build, span, edge, lane, median)
+    deck = [str(item) for item in rng.permutation(KERB_DECK)]
     for side in (-1, 1):
-        _kerb_side(build, span, side, edge - parking / 2 - 0.1)
+        # The other side is half a deck ahead: what stands far on one side is near on the other.
+        shifted = deck if side < 0 else deck[len(deck) // 2 :] + deck[: len(deck) // 2]
+        _kerb_side(build, span, side, side * (edge - parking / 2 - 0.1), shifted)
         _pavement(build, span, side, edge)
     ego_lane = -(median / 2 + lane / 2)
     _traffic(build, span, ego_lane, lane, lanes, median, ego_speed, edge)
@@ -239,105 +253,109 @@ def _ground(build: _Builder, span: tuple[float, float], edge: float, lane: float
     road = _flat(rng, "flat.driveable_surface")
     build.slab("flat.driveable_surface", wide, (-400, 400), 0.0, pattern=(lane, edge), **road)
     if median > 0:
-        kind = "flat.other" if rng.random() < 0.75 else "flat.terrain"
+        kind = "flat.other" if rng.random() < 0.7 else "flat.terrain"
         half = median / 2 - 0.15
         build.slab(kind, (span[0], span[1]), (-half, half), KERB, **_flat(rng, kind))
     for side in (-1, 1):
-        walk, grass, place_ = (_flat(rng, k) for k in ("flat.sidewalk", "flat.terrain", "flat.other"))
-        inner = edge
+        look = {kind: _flat(rng, kind) for kind in ("flat.sidewalk", "flat.terrain", "flat.other")}
         verge = rng.uniform(1.2, 2.2) if rng.random() < 0.5 else 0.0
         path = rng.uniform(2.2, 4.0)
         x = span[0]
         while x < span[1]:
-            end = x + rng.uniform(14, 24)
-
-            def strip(
-                kind: str, look: dict, low: float, high: float, top: float, x: float = x, end: float = end
-            ) -> None:
-                y = (side * low, side * high) if side > 0 else (side * high, side * low)
-                build.slab(kind, (x, end), y, top, **look)
-
-            if verge:
-                first = ("flat.terrain", grass) if rng.random() < 0.6 else ("flat.other", place_)
-                strip(*first, inner, inner + verge, KERB)
-            strip("flat.sidewalk", walk, inner + verge, inner + verge + path, KERB)
-            back = rng.random()
-            kind = (
-                ("flat.terrain", grass)
-                if back < 0.55
-                else ("flat.other", place_)
-                if back < 0.88
-                else ("flat.sidewalk", walk)
-            )
-            strip(*kind, inner + verge + path, inner + verge + path + 14, KERB + rng.uniform(-0.02, 0.1))
+            end = x + rng.uniform(12, 20)
+            back = str(rng.choice(list(look), p=[0.12, 0.5, 0.38]))
+            strips = [("flat.sidewalk", edge + verge, edge + verge + path, KERB)]
+            strips += [(back, edge + verge + path, edge + verge + path + 14, KERB + rng.uniform(-0.02, 0.1))]
+            if verge > 0:
+                kind = "flat.terrain" if rng.random() < 0.6 else "flat.other"
+                strips += [(kind, edge, edge + verge, KERB)]
+            for kind, low, high, top in strips:
+                build.slab(
+                    kind,
+                    (x, end),
+                    (min(side * low, side * high), max(side * low, side * high)),
+                    top,
+                    **look[kind],
+                )
             x = end
-        y = (side * (inner + 10), side * 300) if side > 0 else (side * 300, side * (inner + 10))
+        y = (edge + 10, 300) if side > 0 else (-300, -edge - 10)
         build.slab("flat.terrain", wide, y, KERB - 0.05, **_flat(rng, "flat.terrain"))
 
 
-def _kerb_side(build: _Builder, span: tuple[float, float], side: int, y: float) -> None:
-    """What is parked or set up along the kerb: shuffled decks, so that every kind comes up again and again."""
+def _kerb_side(build: _Builder, span: tuple[float, float], side: int, y: float, deck: list[str]) -> None:
+    """What is parked or set up along the kerb: one deck again and again, so that every kind is never far away."""
     rng = build.rng
     heading = 0.0 if side < 0 else np.pi
-    x = span[0]
-    deck: list[str] = []
+    x = span[0] - rng.uniform(0, 10)
+    turn = 0
     while x < span[1]:
-        if not deck:
-            deck = ["car"] * 4 + [
-                "truck",
-                "bus",
-                "trailer",
-                "construction",
-                "motorcycles",
-                "bicycles",
-                "barriers",
-                "cones",
-                "gap",
-            ]
-            rng.shuffle(deck)
-        item = deck.pop()
+        item = deck[turn % len(deck)]
+        turn += 1
         yaw = heading + (np.pi if rng.random() < 0.15 else 0.0) + rng.normal(0, 0.03)
-        if item in ("motorcycles", "bicycles"):
-            kind = "vehicle.motorcycle" if item == "motorcycles" else "vehicle.bicycle"
+        if item in ("vehicle.motorcycle", "vehicle.bicycle"):
             for k in range(int(rng.integers(2, 4))):
-                slant = heading + np.pi / 2 * rng.uniform(0.3, 1.1)
-                build.thing(kind, x + 0.6 + 1.3 * k, y, yaw=slant)
-            x += 5.0
+                slant = heading + np.pi / 2 * rng.uniform(0.2, 1.1)
+                build.thing(item, x + 0.6 + 1.2 * k, y - side * rng.uniform(0, 0.4), yaw=slant)
+            x += 4.4
+        elif item == "works":
+            x += _works(build, x, y, side, heading)
         elif item == "barriers":
-            slant = rng.uniform(-0.5, 0.5)
-            for k in range(int(rng.integers(3, 5))):
+            for k in range(int(rng.integers(2, 4))):
                 build.thing(
-                    "movable_object.barrier",
-                    x + 1.2 + 2.5 * k,
-                    y - side * (0.3 + 0.4 * k * slant),
-                    yaw=slant * 0.3 + (heading if k % 2 else 0),
+                    "movable_object.barrier", x + 1.2 + 2.5 * k, y - side * rng.uniform(0.2, 0.9), yaw=yaw
                 )
-            x += 10.5
+            x += 7.6
         elif item == "cones":
-            for k in range(int(rng.integers(4, 7))):
+            for k in range(int(rng.integers(4, 6))):
                 build.thing(
-                    "movable_object.trafficcone",
-                    x + 0.5 + 1.3 * k,
-                    y - side * rng.uniform(0.2, 1.1),
-                    yaw=rng.uniform(0, 3),
+                    "movable_object.trafficcone", x + 0.4 + 1.1 * k, y - side * rng.uniform(0.4, 1.2), yaw=k
                 )
-            if rng.random() < 0.6:
-                build.thing(
-                    "human.pedestrian.construction_worker", x + 3, y + side * 0.6, yaw=rng.uniform(0, 6)
-                )
-            x += 7.5
+            x += 5.4
         elif item == "gap":
             x += rng.uniform(3, 7)
+        elif item == "island":
+            x += _island(build, x, y, side)
         else:
-            name = {"car": "vehicle.car", "truck": "vehicle.truck", "bus": "vehicle.bus.rigid"}
-            name |= {"trailer": "vehicle.trailer", "construction": "vehicle.construction"}
-            first = len(build.parts.rows)
-            size = build.thing(name[item], 0.0, 0.0)
-            category, extent, _, _, _ = build.rows.pop()
-            shift = y - side * max(0.0, (size[1] - 2.1) / 2)
-            build.rows.append((category, extent, (x + size[0] / 2, shift, 0.0), yaw, 0.0))
-            assert len(build.parts.rows) > first
-            x += size[0] + rng.uniform(1.0, 2.6)
+            length, width, _ = build.thing(item, x, y, yaw=yaw)
+            build.move_last(length / 2, -side * max(0.0, (width - 2.1) / 2))
+            x += length + rng.uniform(0.9, 2.2)
+
+
+def _works(build: _Builder, x: float, y: float, side: int, heading: float) -> float:
+    """A road works: a machine behind barriers and cones, with people; returns its length."""
+    rng = build.rng
+    length, _, _ = build.thing("vehicle.construction", x, y, yaw=heading + rng.normal(0, 0.15))
+    build.move_last(length / 2 + 1.4, side * 0.2)
+    for end in (x + 0.2, x + length + 2.6):
+        build.thing("movable_object.barrier", end, y, yaw=np.pi / 2 + rng.normal(0, 0.1))
+    for k in range(4):
+        at = x + 0.6 + (length + 1.6) * k / 3
+        build.thing("movable_object.trafficcone", at, y - side * rng.uniform(1.4, 1.7), yaw=k)
+    if rng.random() < 0.8:
+        kind = "human.pedestrian.construction_worker"
+        build.thing(kind, x + rng.uniform(0.8, 1.4), y - side * rng.uniform(0, 1), yaw=rng.uniform(0, 6))
+    return length + 3.6
+
+
+def _island(build: _Builder, x: float, y: float, side: int) -> float:
+    """A raised paved island where the parking lane is broken, with a tree, a post or bollards; returns its length."""
+    rng = build.rng
+    length = rng.uniform(5, 8)
+    build.slab("flat.other", (x, x + length), (y - 1.2, y + 1.2), KERB, **_flat(rng, "flat.other"))
+    if rng.random() < 0.5:
+        build.scenery(
+            "static.vegetation", tree if rng.random() < 0.5 else shrub, x + length / 2, y, KERB, 0.0
+        )
+    else:
+        build.scenery(
+            "static.manmade",
+            lamp_post,
+            x + rng.uniform(0.5, length - 0.5),
+            y,
+            KERB,
+            0.0 if side < 0 else np.pi,
+        )
+    return length + rng.uniform(0.8, 1.6)
 
 
 def _pavement(build: _Builder, span: tuple[float, float], side: int, edge: float) -> None:
@@ -476,4 +494,4 @@ def _traffic(
                 if not (own and -13 < x < 15):
                     shift = rng.normal(0, 0.15) - (direction * 0.6 if cycle else 0)
                     build.thing(kind, x, y + shift, 0.0, 0.0 if direction > 0 else np.pi, speed, **options)
-                x += rng.uniform(17, 34)
+                x += rng.uniform(18, 36)

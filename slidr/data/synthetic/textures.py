@@ -88,6 +88,16 @@ def noise(s: np.ndarray, t: np.ndarray, size: float, shift: np.ndarray | float =
     return _TILE[i, j]
 
 
+def smooth_noise(s: np.ndarray, t: np.ndarray, size: float) -> np.ndarray:
+    """`noise` blended between its cells, for things seen magnified."""
+    x, y = s * (8 / size), t * (8 / size)
+    i, j = np.floor(x).astype(np.int32), np.floor(y).astype(np.int32)
+    u, v = x - i, y - j
+    i0, j0, i1, j1 = i & 255, j & 255, (i + 1) & 255, (j + 1) & 255
+    low = _TILE[i0, j0] * (1 - v) + _TILE[i0, j1] * v
+    return low * (1 - u) + (_TILE[i1, j0] * (1 - v) + _TILE[i1, j1] * v) * u
+
+
 def _fade(at: Spots, size: float | np.ndarray) -> np.ndarray:
     """1 where a detail of `size` metres is larger than a pixel, falling to 0 where it is not."""
     return np.clip(size / (at.footprint + 1e-6) - 0.3, 0, 1)
