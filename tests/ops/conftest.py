@@ -8,10 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image
 
 from slidr.ops.geometry import camera_from_lidar, pose
 from slidr.types import CAMERA_CHANNELS, Camera
+
+# A first call may import or compile; on a busy machine no deadline says anything about the code.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 
 @pytest.fixture(scope="session")
