@@ -57,9 +57,7 @@ def _ui(config: Config) -> object:
 
 COMMANDS: dict[str, Command] = {
     "frames": Command("read the data set's tables once into a parquet frame table", _frames),
-    "superpixels": Command(
-        "cut every image into superpixels, on Ray Data; a rerun does what is missing", _superpixels
-    ),
+    "superpixels": Command("cut every image into superpixels, on Ray Data; a rerun does what is missing", _superpixels),
     "pretrain": Command("distil image features into a lidar network, on Ray Train", _pretrain),
     "demo": Command("the whole way on a synthetic world, about ten minutes on two cores", _demo),
     "ui": Command("MLflow's page over the runs, on loopback, until interrupted", _ui),

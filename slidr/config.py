@@ -224,9 +224,7 @@ def load(path: str | Path) -> Config:
     try:
         text = path.read_text()
     except OSError as error:
-        raise ConfigError(
-            f"{path}: cannot be read ({error.strerror}); pass a file such as configs/demo.yaml"
-        ) from None
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); pass a file such as configs/demo.yaml") from None
     return parse(text, str(path))
 
 
@@ -268,9 +266,7 @@ def check(config: Config, source: str = "config") -> None:
     data, optim, cluster, student = config.data, config.optim, config.cluster, config.student
     unknown = [name for name in data.cameras if name not in CAMERA_CHANNELS]
     require(not unknown, "data.cameras", f"unknown {unknown}; nuScenes has {list(CAMERA_CHANNELS)}")
-    require(
-        0 < data.train_fraction <= 1, "data.train_fraction", f"got {data.train_fraction}, expected 0 < f <= 1"
-    )
+    require(0 < data.train_fraction <= 1, "data.train_fraction", f"got {data.train_fraction}, expected 0 < f <= 1")
     require(min(data.voxel.size) > 0, "data.voxel.size", f"got {data.voxel.size}, expected positive lengths")
     require(min(data.image_size) > 0, "data.image_size", f"got {data.image_size}, expected positive pixels")
     for key, (low, high) in {
@@ -279,9 +275,7 @@ def check(config: Config, source: str = "config") -> None:
         "crop_aspect": data.augment.crop_aspect,
     }.items():
         require(0 < low <= high, f"data.augment.{key}", f"got [{low}, {high}], expected 0 < low <= high")
-    require(
-        data.augment.crop_area[1] <= 1, "data.augment.crop_area", "a crop is at most the whole image (1.0)"
-    )
+    require(data.augment.crop_area[1] <= 1, "data.augment.crop_area", "a crop is at most the whole image (1.0)")
     require(config.superpixels.segments >= 1, "superpixels.segments", "expected at least 1")
     require(config.superpixels.segments <= 65535, "superpixels.segments", "a label map holds at most 65535")
     require(
@@ -295,9 +289,7 @@ def check(config: Config, source: str = "config") -> None:
         "student.width",
         "voxelnet has one width; set 1.0",
     )
-    require(
-        student.out_channels > 0, "student.out_channels", f"got {student.out_channels}, expected at least 1"
-    )
+    require(student.out_channels > 0, "student.out_channels", f"got {student.out_channels}, expected at least 1")
     require(len(config.loss.names) > 0, "loss.names", f"expected at least one of {list(get_args(LossName))}")
     require(config.loss.temperature > 0, "loss.temperature", "expected a positive number")
     require(optim.lr > 0, "optim.lr", "expected a positive number")
@@ -337,9 +329,7 @@ def _refuse_unknown(raw: Any, schema: type, path: tuple[str, ...], source: str) 
         dotted = ".".join((*path, str(key)))
         if key not in types:
             near = difflib.get_close_matches(str(key), types, n=1, cutoff=0.5)
-            hint = (
-                f"did you mean {'.'.join((*path, near[0]))}?" if near else f"known here: {', '.join(types)}"
-            )
+            hint = f"did you mean {'.'.join((*path, near[0]))}?" if near else f"known here: {', '.join(types)}"
             raise ConfigError(f"{source}: unknown key {dotted}; {hint}")
         if dataclasses.is_dataclass(types[key]):
             _refuse_unknown(value, types[key], (*path, key), source)

@@ -44,9 +44,7 @@ def make_superpixels(config: Config) -> SuperpixelReport:
     splits = dict.fromkeys((config.data.train_split, config.data.val_split))
     frames = {frame.token: frame for split in splits for frame in table.select(split)}
     report = compute_superpixels(list(frames.values()), config.data, config.superpixels, config.cluster)
-    console.print(
-        f"superpixels: {report.computed} computed, {report.skipped} there already -> {report.folder}"
-    )
+    console.print(f"superpixels: {report.computed} computed, {report.skipped} there already -> {report.folder}")
     if report.failed:
         lines = "\n".join(f"  {path}: {reason}" for path, reason in report.failed)
         raise StageError(
@@ -60,15 +58,11 @@ def run_pretraining(config: Config) -> dict[str, Any]:
     """Distils a student and shows its scores; see `slidr.cluster.train.pretrain`."""
     result = pretrain(config)
     folder = folder_of(config)
-    table = Table(
-        title=f"{folder.path}: {result['steps']} steps, {result['epochs']} epochs", title_justify="left"
-    )
+    table = Table(title=f"{folder.path}: {result['steps']} steps, {result['epochs']} epochs", title_justify="left")
     table.add_column("held-out frames")
     table.add_column("trained", justify="right")
     table.add_column("untrained", justify="right")
-    table.add_row(
-        "superpixel retrieval", f"{result['retrieval']:.1%}", f"{result['retrieval_untrained']:.1%}"
-    )
+    table.add_row("superpixel retrieval", f"{result['retrieval']:.1%}", f"{result['retrieval_untrained']:.1%}")
     table.add_row("validation loss", f"{result['val_loss']:.3f}", "")
     console.print(table)
     console.print(f"student -> {result['student']}; curves: slidr ui")

@@ -23,9 +23,7 @@ def shared_folder(name: str) -> Path:
     """A folder of shared test material, or a skip that says which one is missing."""
     folder = SHARED / name
     if not folder.exists():
-        pytest.skip(
-            f"{folder} is absent: this test compares with real samples that are not part of the project"
-        )
+        pytest.skip(f"{folder} is absent: this test compares with real samples that are not part of the project")
     return folder
 
 

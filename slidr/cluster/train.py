@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from typing import Any
 
@@ -18,6 +19,7 @@ from slidr.data import storage
 from slidr.data.loading import LocalLoader, PairSource, Source, train_plan
 from slidr.models.export import export_slidr
 from slidr.training import workers
+from slidr.training.checkpoint import write_weights
 from slidr.training.distill import DistillTask, build_distiller, evaluate_distiller
 from slidr.training.loop import Outcome, fit
 from slidr.training.optim import total_steps
@@ -111,7 +113,7 @@ def _run_workers(config: Config, run: tracking.RunHandle) -> None:
         run_config=RunConfig(
             # Ray takes up whatever bears the same name; resuming is ours, so every launch has its own.
             name=f"{identity(config)}-{time.time_ns()}",
-            storage_path=storage.absolute(folder.file("ray")),
+            storage_path=_absolute(folder.file("ray")),
             failure_config=FailureConfig(max_failures=cluster.max_failures),
         ),
     )
@@ -182,7 +184,7 @@ def _keep(
     student = {name: value.cpu() for name, value in task.model.student.state_dict().items()}
     teacher = {name: value.cpu() for name, value in task.model.teacher.state_dict().items()}
     path = folder.file("student.pt")
-    storage.write_torch(path, export_slidr(student, teacher, outcome.epoch, to_dict(config)))
+    write_weights(path, export_slidr(student, teacher, outcome.epoch, to_dict(config)))
     folder.finish(
         {
             **scores,
@@ -195,6 +197,10 @@ def _keep(
             "student": path,
         }
     )
+
+
+def _absolute(path: str) -> str:
+    return path if storage.is_remote(path) else os.path.abspath(path)
 
 
 def _local_device(config: Config) -> torch.device:

@@ -12,7 +12,7 @@ from slidr.data.collate import collate_pairs
 from slidr.data.frames import FrameTable
 from slidr.data.plan import MicroBatch, TrainPlan, spread, validation_batches
 from slidr.data.samples import pair_sample
-from slidr.types import Frame, PairBatch, PairSample
+from slidr.types import PairBatch, PairSample
 
 Subset = Literal["train", "val", "score"]
 
@@ -20,8 +20,13 @@ Subset = Literal["train", "val", "score"]
 class Source(Protocol):
     """A run's data: its subsets, their samples, and how samples make a batch. Picklable and small."""
 
-    config: Config
-    sample_type: type
+    @property
+    def config(self) -> Config:
+        """The run's configuration."""
+
+    @property
+    def sample_type(self) -> type:
+        """What `sample` returns."""
 
     def count(self, subset: Subset) -> int:
         """Frames in a subset."""
@@ -59,26 +64,13 @@ class PairSource:
         return collate_pairs(list(samples))
 
 
-class Frames(Sequence[Frame]):
-    """Some frames of a table, decoded when asked for."""
-
-    def __init__(self, table: FrameTable, limit: int | None) -> None:
-        self._table = table
-        self._indices = spread(len(table), limit)
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._table[int(self._indices[index])]
-
-
 @lru_cache(maxsize=8)
-def _frames(path: str, split: str, fraction: float, limit: int | None) -> Frames:
-    return Frames(FrameTable.open(path).select(split, fraction), limit)  # type: ignore[arg-type]
+def _frames(path: str, split: str, fraction: float, limit: int | None) -> FrameTable:
+    table = FrameTable.open(path).select(split, fraction)
+    return table.take(spread(len(table), limit))
 
 
-def subset_frames(config: Config, subset: Subset) -> Frames:
+def subset_frames(config: Config, subset: Subset) -> FrameTable:
     """The frames of a subset: "train", "val" (for validation losses) or "score" (for the last scores)."""
     data = config.data
     if subset == "train":

@@ -79,8 +79,7 @@ def validation_batches(frames: int, batch_size: int, rank: int = 0, world_size: 
     Batches do not depend on the number of workers, so neither does a loss whose negatives come from the batch.
     """
     batches = [
-        MicroBatch(0, tuple(range(first, min(first + batch_size, frames))))
-        for first in range(0, frames, batch_size)
+        MicroBatch(0, tuple(range(first, min(first + batch_size, frames)))) for first in range(0, frames, batch_size)
     ]
     return batches[rank::world_size]
 

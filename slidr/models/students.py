@@ -13,6 +13,9 @@ from slidr.models.voxelnet import VoxelNet, bev_features
 from slidr.sparse import SparseTensor
 from slidr.types import PairBatch, ScanBatch
 
+# What VoxelNet's grid covers: low corner, high corner; metres, lidar frame. `voxelize_grid` bins the same.
+BEV_RANGE = (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0)
+
 MINKUNETS: dict[StudentName, Callable[..., nn.Module]] = {
     "minkunet34c": MinkUNet34C,
     "minkunet18": MinkUNet18,
@@ -39,5 +42,5 @@ def student_rows(student: nn.Module, batch: PairBatch | ScanBatch) -> Float[Tens
     if isinstance(student, VoxelNet):
         assert isinstance(batch, PairBatch), "a VoxelNet has no per-voxel output to segment"
         bev = student(batch.features, batch.coordinates, len(batch.tokens))
-        return bev_features(bev, batch.points)
+        return bev_features(bev, batch.points, BEV_RANGE)
     return student(SparseTensor(batch.features, batch.coordinates)).features

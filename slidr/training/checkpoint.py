@@ -54,7 +54,7 @@ class CheckpointFolder:
         path = storage.join(self.path, f"step-{state['step']:08d}.pt")
         write(path, state)
         for old in self.steps()[: -self.keep]:
-            storage.remove(storage.join(self.path, f"step-{old:08d}.pt"))
+            storage.delete(storage.join(self.path, f"step-{old:08d}.pt"))
         return path
 
     def save_best(self, state: dict[str, Any]) -> str:
@@ -65,7 +65,7 @@ class CheckpointFolder:
 
     def steps(self) -> list[int]:
         """Step numbers of the checkpoints there are, ascending."""
-        matches = (_NAME.search(name) for name in storage.list_files(self.path))
+        matches = (_NAME.search(name) for name in storage.list_names(self.path))
         return sorted(int(match.group(1)) for match in matches if match)
 
     def newest(self) -> dict[str, Any] | None:
@@ -86,8 +86,13 @@ class CheckpointFolder:
 
 def write(path: str, state: dict[str, Any]) -> None:
     """Writes one checkpoint, whole or not at all."""
+    write_weights(path, {"format": FORMAT, **state})
+
+
+def write_weights(path: str, values: dict[str, Any]) -> None:
+    """Writes any dict of tensors and plain values with ``torch.save``, whole or not at all."""
     buffer = io.BytesIO()
-    torch.save({"format": FORMAT, **state}, buffer)
+    torch.save(values, buffer)
     storage.write_bytes_atomic(path, buffer.getvalue())
 
 

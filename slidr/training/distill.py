@@ -13,7 +13,7 @@ from slidr.config import Config, LossConfig
 from slidr.losses import point_pixel_info_nce, superpixel_info_nce, superpixel_means
 from slidr.metrics import superpixel_retrieval
 from slidr.models.students import build_student, student_rows
-from slidr.models.teachers import build_teacher
+from slidr.models.teachers import Teacher, build_teacher
 from slidr.models.weights import load_student, voxel_expectation
 from slidr.training import workers
 from slidr.types import PairBatch
@@ -22,7 +22,10 @@ from slidr.types import PairBatch
 class Distiller(nn.Module):
     """Student and teacher side by side, answering with the features that a loss compares."""
 
-    def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
+    student: nn.Module
+    teacher: Teacher
+
+    def __init__(self, student: nn.Module, teacher: Teacher) -> None:
         super().__init__()
         self.student = student
         self.teacher = teacher
@@ -90,7 +93,11 @@ class DistillTask:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.model = build_distiller(config)
+        self.distiller = build_distiller(config)
+
+    @property
+    def model(self) -> Distiller:
+        return self.distiller
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [{"params": [p for p in self.model.parameters() if p.requires_grad]}]
@@ -129,12 +136,11 @@ def evaluate_distiller(
         torch.manual_seed(0)  # the pairs a point-pixel loss draws
         outputs = model(batch)
         loss, _ = distill_loss(outputs, batch, alone)
+        rows, maps = outputs
         means = superpixel_means(
-            *outputs, batch.superpixels, batch.point_index, batch.pixel_index, min_points=config.min_points
+            rows, maps, batch.superpixels, batch.point_index, batch.pixel_index, config.min_points
         )
-        hits, total = superpixel_retrieval(
-            means.student_means, means.teacher_means, means.image_of_superpixel
-        )
+        hits, total = superpixel_retrieval(means.student_means, means.teacher_means, means.image_of_superpixel)
         for name, value in zip(sums, (float(loss), 1, hits, total), strict=True):
             sums[name] += value
     sums = workers.sum_over_workers(sums, device)

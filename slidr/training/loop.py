@@ -42,7 +42,10 @@ class Task(Protocol):
 
     kind: str  # names the task in checkpoints
     objective: tuple[str, int]  # the metric that picks the best checkpoint; +1: more is better, -1: less
-    model: nn.Module  # called with a batch; its outputs go to `loss`
+
+    @property
+    def model(self) -> nn.Module:
+        """Called with a batch; its outputs go to `loss`."""
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """What the optimizer trains."""
