@@ -6,7 +6,7 @@ from typing import Self
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Float, Float64, Int64, Real
 from torch import Tensor
 
 Labels = Tensor | np.ndarray
@@ -48,9 +48,7 @@ class ConfusionMatrix:
                     f"expected 0 to {self.classes - 1}; check the label map or the number of classes"
                 )
         pair = truth * self.classes + prediction
-        self.counts += (
-            torch.bincount(pair, minlength=self.classes**2).reshape(self.classes, self.classes).cpu()
-        )
+        self.counts += torch.bincount(pair, minlength=self.classes**2).reshape(self.classes, self.classes).cpu()
 
     def merge(self, other: ConfusionMatrix) -> Self:
         """Adds another matrix's counts; returns itself."""
@@ -93,7 +91,7 @@ class ConfusionMatrix:
         return [index for index in missing if index != self.ignore_index]
 
 
-def _iou(counts: Int64[np.ndarray, "*F K K"], ignore_index: int | None) -> Float64[np.ndarray, "*F K"]:
+def _iou(counts: Real[np.ndarray, "*F K K"], ignore_index: int | None) -> Float64[np.ndarray, "*F K"]:
     hits = np.diagonal(counts, axis1=-2, axis2=-1).astype(np.float64)
     union = counts.sum(-1) + counts.sum(-2) - hits
     iou = np.divide(hits, union, out=np.full_like(hits, np.nan), where=union > 0)
@@ -136,14 +134,15 @@ def bootstrap_interval(
     """
     counts = np.asarray(per_frame_confusions)
     if counts.ndim != 3 or counts.shape[1] != counts.shape[2] or len(counts) == 0:
-        raise ValueError(
-            f"bootstrap_interval: got shape {counts.shape}, expected (F, K, K) with at least one frame"
-        )
+        raise ValueError(f"bootstrap_interval: got shape {counts.shape}, expected (F, K, K) with at least one frame")
     if not 0 < level < 1:
         raise ValueError(f"bootstrap_interval: got level {level}, expected 0 < level < 1, such as 0.95")
     frames = len(counts)
     times = np.random.default_rng(seed).multinomial(frames, np.full(frames, 1 / frames), size=draws)
-    resampled = np.tensordot(times, counts, axes=1)
-    scores = np.nanmean(_iou(resampled, ignore_index), axis=1)
-    low, high = np.nanquantile(scores, [(1 - level) / 2, (1 + level) / 2])
+    resampled = np.tensordot(times.astype(np.float64), counts.astype(np.float64), axes=1)  # exact below 2^53
+    iou = _iou(resampled, ignore_index)
+    iou = iou[~np.isnan(iou).all(1)]  # a draw may hold no counted point
+    if len(iou) == 0:
+        return float("nan"), float("nan")
+    low, high = np.quantile(np.nanmean(iou, axis=1), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
