@@ -1,0 +1,242 @@
+"""Files, wherever they are: paths on this machine (or NFS) and URIs that pyarrow understands
+(s3://bucket/key).
+
+An S3 endpoint other than Amazon's is named by the environment's AWS_ENDPOINT_URL or in the URI itself:
+``s3://bucket/folder?endpoint_override=127.0.0.1:9000&scheme=http``. Remote calls are tried again after a
+pause.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import posixpath
+import random
+import socket
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+from pyarrow import fs
+
+T = TypeVar("T")
+
+ATTEMPTS = 5  # of a remote call
+PAUSE_S = 0.2  # before the second attempt; it doubles from one to the next
+_TEMPORARY = ".tmp-"
+_STALE_S = 600.0  # a temporary file of another machine that is older than this has no writer any more
+
+
+class DataError(ValueError):
+    """Data that cannot be used: missing, damaged, or not what the tables say. The message names the file."""
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """A file in a listing."""
+
+    size: int  # bytes
+    modified: float  # seconds since 1970
+
+
+def is_remote(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is a URI of another file system (s3://...)."""
+    return "://" in os.fspath(path) and not os.fspath(path).startswith("file://")
+
+
+def join(root: str | os.PathLike[str], *parts: str) -> str:
+    """`root` and then `parts`, with the root's query string, if it has one, kept at the end."""
+    base = os.fspath(root)
+    if not is_remote(base):
+        return os.path.join(base.removeprefix("file://"), *parts)
+    base, mark, query = base.partition("?")
+    return posixpath.join(base, *parts) + mark + query
+
+
+def safe_join(root: str | os.PathLike[str], relative: str) -> str:
+    """The path of a file that lies inside `root`.
+
+    Raises `DataError` for what leads out of it: an absolute path, "..", or (on this machine) a symbolic link
+    that ends elsewhere. The root itself may be a link.
+    """
+    parts = relative.replace("\\", "/").split("/")
+    if not relative or os.path.isabs(relative) or parts[0] == "" or ".." in parts or "://" in relative:
+        raise DataError(f"{relative!r}: leaves the data root {os.fspath(root)}; expected a relative path without '..'")
+    path = join(root, relative)
+    if not is_remote(root):
+        inside = os.path.realpath(join(root))
+        target = os.path.realpath(path)
+        if os.path.commonpath([inside, target]) != inside:
+            raise DataError(
+                f"{path}: is a link to {target}, outside the data root {inside}; "
+                "move the file into the data root or mount its folder there"
+            )
+    return path
+
+
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """A whole file. Raises `DataError` where there is none or it cannot be read."""
+
+    def read() -> bytes:
+        if not is_remote(path):
+            return Path(join(path)).read_bytes()
+        with _filesystem(path).open_input_file(_key(path)) as file:
+            return file.read()
+
+    return _reading(path, read)
+
+
+def open_read(path: str | os.PathLike[str]) -> IO[bytes]:
+    """A file opened for reading at any position. Raises `DataError` as `read_bytes` does."""
+    if not is_remote(path):
+        return _reading(path, lambda: open(join(path), "rb"))
+    return _reading(path, lambda: _filesystem(path).open_input_file(_key(path)))
+
+
+def write_bytes_atomic(path: str | os.PathLike[str], data: bytes) -> None:
+    """Writes a file that others see whole or not at all; its folders are made.
+
+    On this machine through a temporary file beside it and a rename, in an object store by one upload. Raises
+    `OSError` (a full disk, a forbidden folder); no temporary file stays behind.
+    """
+    if is_remote(path):
+        filesystem, key = _filesystem(path), _key(path)
+
+        def put() -> None:
+            with filesystem.open_output_stream(key) as stream:
+                stream.write(data)
+
+        _retrying(put)
+        return
+    target = Path(join(path))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.parent / f"{_TEMPORARY}{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def sweep_temporary(folder: str | os.PathLike[str]) -> int:
+    """Deletes what writers that were killed left in a folder; returns how many files that were.
+
+    A writer of this machine is known to be gone by its process number, one of another machine by the file's
+    age.
+    """
+    if is_remote(folder):
+        return 0  # an upload that does not finish leaves nothing
+    swept = 0
+    for file in Path(join(folder)).glob(f"{_TEMPORARY}*"):
+        host, _, pid = file.name.removeprefix(_TEMPORARY).rpartition("-")[0].rpartition("-")
+        try:
+            alone = host == socket.gethostname() and pid.isdigit() and not _is_running(int(pid))
+            if alone or time.time() - file.stat().st_mtime > _STALE_S:
+                file.unlink()
+                swept += 1
+        except FileNotFoundError:
+            continue  # its writer was quicker
+    return swept
+
+
+def exists(path: str | os.PathLike[str]) -> bool:
+    """Whether there is a file or folder."""
+    if not is_remote(path):
+        return os.path.exists(join(path))
+    return _retrying(lambda: _filesystem(path).get_file_info(_key(path)).type != fs.FileType.NotFound)
+
+
+def list_files(folder: str | os.PathLike[str]) -> dict[str, FileInfo]:
+    """The files right inside a folder by name, temporary ones left out; no folder, no files."""
+    if not is_remote(folder):
+        try:
+            with os.scandir(join(folder)) as entries:
+                found = {e.name: e.stat() for e in entries if e.is_file()}
+        except FileNotFoundError:
+            return {}
+        return {
+            name: FileInfo(stat.st_size, stat.st_mtime)
+            for name, stat in found.items()
+            if not name.startswith(_TEMPORARY)
+        }
+    selector = fs.FileSelector(_key(folder), allow_not_found=True)
+    infos = _retrying(lambda: _filesystem(folder).get_file_info(selector))
+    return {
+        info.base_name: FileInfo(info.size, (info.mtime_ns or 0) / 1e9)
+        for info in infos
+        if info.type == fs.FileType.File
+    }
+
+
+def list_names(folder: str | os.PathLike[str]) -> set[str]:
+    """The names right inside a folder, files and folders; quicker than `list_files`."""
+    if not is_remote(folder):
+        try:
+            return set(os.listdir(join(folder)))
+        except (FileNotFoundError, NotADirectoryError):
+            return set()
+    selector = fs.FileSelector(_key(folder), allow_not_found=True)
+    return {info.base_name for info in _retrying(lambda: _filesystem(folder).get_file_info(selector))}
+
+
+def delete(path: str | os.PathLike[str]) -> None:
+    """Deletes a file; nothing happens where there is none."""
+    if not is_remote(path):
+        Path(join(path)).unlink(missing_ok=True)
+    elif exists(path):
+        _retrying(lambda: _filesystem(path).delete_file(_key(path)))
+
+
+def _reading(path: str | os.PathLike[str], read: Callable[[], T]) -> T:
+    try:
+        return _retrying(read) if is_remote(path) else read()
+    except OSError as error:
+        if error.errno == errno.EMFILE:
+            raise  # this process's own fault, not the file's
+        reason = error.strerror or str(error) or type(error).__name__
+        raise DataError(f"{os.fspath(path)}: cannot be read ({reason}); check the path and the data root") from error
+
+
+def _retrying(call: Callable[[], T]) -> T:
+    """The call's result; after a passing failure of the store it is made again, `ATTEMPTS` times in all."""
+    for attempt in range(ATTEMPTS):
+        try:
+            return call()
+        except (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError):
+            raise
+        except OSError:
+            if attempt == ATTEMPTS - 1:
+                raise
+            time.sleep(PAUSE_S * 2**attempt * random.uniform(0.5, 1.5))
+    raise AssertionError("unreachable")
+
+
+@lru_cache(maxsize=32)
+def _filesystem_of(base: str) -> fs.FileSystem:
+    return fs.FileSystem.from_uri(base)[0]
+
+
+def _filesystem(path: str | os.PathLike[str]) -> Any:
+    scheme, _, rest = os.fspath(path).partition("://")
+    location, mark, query = rest.partition("?")
+    return _filesystem_of(f"{scheme}://{location.split('/')[0]}{mark}{query}")
+
+
+def _key(path: str | os.PathLike[str]) -> str:
+    """The path inside its file system: bucket/key."""
+    return os.fspath(path).partition("://")[2].partition("?")[0].rstrip("/")
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
