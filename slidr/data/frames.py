@@ -172,17 +172,18 @@ class FrameTable(Sequence[Frame]):
         """The frames at these places, in this order."""
         return FrameTable(self.path, self._rows[np.asarray(indices, np.int64)])
 
-    def select(self, split: str, fraction: float = 1.0) -> FrameTable:
-        """The frames of a split ("all": every frame), or a part of them.
+    def select(self, split: str | Sequence[str], fraction: float = 1.0) -> FrameTable:
+        """The frames of a split ("all": every frame) or of any of several, or a part of them.
 
         A fraction takes every k-th scene of the split in table order, k = round(1 / fraction); of
         SemanticKITTI, every k-th scan in order of name. Raises `DataError` where the table has no frame of
         the split.
         """
-        inside = np.ones(len(self), bool) if split == "all" else self._in_split(split)
+        splits = [split] if isinstance(split, str) else list(split)
+        inside = np.ones(len(self), bool) if "all" in splits else self._in_any(splits)
         if not inside.any():
             raise DataError(
-                f"{self.path}: no frame is in split {split!r}; the table has {self._split_sizes()}; "
+                f"{self.path}: no frame is in split {' or '.join(splits)}; the table has {self._split_sizes()}; "
                 "choose one of these in data.train_split and data.val_split"
             )
         unit = "token" if self.dataset == "semantic_kitti" else "scene"
@@ -203,10 +204,10 @@ class FrameTable(Sequence[Frame]):
         rows = zip(*(values[name] for name in ("channel", "token", "image_path", "width", "height")), strict=True)
         return [ImageRef(*row[1:]) for row in rows if wanted is None or row[0] in wanted]
 
-    def _in_split(self, split: str) -> np.ndarray:
+    def _in_any(self, splits: list[str]) -> np.ndarray:
         lists = self._column("splits")
         inside = np.zeros(len(self), bool)
-        hit = lists.flatten().to_numpy(zero_copy_only=False) == split
+        hit = np.isin(lists.flatten().to_numpy(zero_copy_only=False).astype(str), splits)
         inside[np.repeat(np.arange(len(self)), np.diff(lists.offsets.to_numpy()))[hit]] = True
         return inside
 

@@ -1,0 +1,227 @@
+"""The superpixel job: one label map per image, on all the CPUs of a Ray cluster.
+
+Outputs are idempotent: a map is named by its image, written whole or not at all, in a folder named by the
+parameters. So a run that was killed, node or driver, is simply run again: it computes what is missing or
+damaged.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import ray
+import ray.data
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from slidr.cluster import session
+from slidr.config import ClusterConfig, DataConfig, SuperpixelConfig, fingerprint
+from slidr.data import images as files
+from slidr.data import storage
+from slidr.data.frames import FrameTable, ImageRef
+from slidr.data.storage import DataError
+from slidr.ops.superpixels import slic
+from slidr.types import Frame
+
+PARAMETERS, MANIFEST = "parameters.json", "manifest.json"
+_BYTES_PER_PIXEL = 250  # of heap that SLIC takes at its peak, measured
+_BLOCKS_PER_CPU = 16  # tasks each CPU gets at least, so that none waits long for the last
+_LARGEST_BLOCK = 64  # images of one task
+_CHECKERS = 16  # threads that look for damaged maps
+
+
+@dataclass(frozen=True)
+class SuperpixelReport:
+    """What a run of the job did. `failed` holds (image path, reason)."""
+
+    folder: str
+    computed: int
+    skipped: int
+    failed: tuple[tuple[str, str], ...]
+    seconds: float
+
+
+def folder_of(config: SuperpixelConfig) -> str:
+    """The folder of the label maps of these parameters, for example slic-150-6-3-0a1b2c3d4e."""
+    name = f"slic-{config.segments}-{config.compactness:g}-{config.sigma:g}"
+    return storage.join(config.folder, f"{name}-{fingerprint(replace(config, folder=''))}")
+
+
+def compute_superpixels(
+    frames: Sequence[Frame] | FrameTable,
+    data: DataConfig,
+    config: SuperpixelConfig,
+    cluster: ClusterConfig,
+    progress: bool = True,
+) -> SuperpixelReport:
+    """Makes the label map of every image of the frames' configured cameras that has none, or a damaged one.
+
+    An image that cannot be read is reported and the rest is done; so the caller ends with a failure where
+    `report.failed` is not empty. Beside the maps lie their parameters and, once all is done, a manifest.
+    Raises `DataError` where the folder cannot be written or holds other parameters' maps.
+    """
+    began = time.monotonic()
+    folder = folder_of(config)
+    images = _images(frames, data)
+    _write_parameters(folder, config)
+    storage.sweep_temporary(folder)
+    missing = missing_maps(folder, images)
+    failed: list[tuple[str, str]] = []
+    if missing:
+        session.start(cluster)
+        for path, reason in _bar(_results(missing, data.root, folder, config, cluster), len(missing), progress):
+            if reason:
+                failed.append((path, reason))
+    report = SuperpixelReport(
+        folder=folder,
+        computed=len(missing) - len(failed),
+        skipped=len(images) - len(missing),
+        failed=tuple(sorted(failed)),
+        seconds=time.monotonic() - began,
+    )
+    _write_manifest(report, len(images))
+    return report
+
+
+def compute_map(image: ImageRef, root: str, folder: str, config: SuperpixelConfig) -> None:
+    """Writes one image's label map. Raises `DataError` for an image that cannot be used."""
+    path = storage.safe_join(root, image.path)
+    pixels = files.read_image(path)
+    if pixels.shape[:2] != (image.height, image.width):
+        raise DataError(
+            f"{path}: is {pixels.shape[1]} x {pixels.shape[0]} pixels, the frame table says {image.width} x "
+            f"{image.height}"
+        )
+    labels = slic(pixels, config.segments, config.compactness, config.sigma)
+    storage.write_bytes_atomic(map_path(folder, image), files.encode_label_map(labels))
+
+
+def map_path(folder: str, image: ImageRef) -> str:
+    """Where an image's label map lies."""
+    return storage.safe_join(folder, f"{image.token}.png")
+
+
+def missing_maps(folder: str, images: Sequence[ImageRef]) -> list[ImageRef]:
+    """The images without an undamaged label map of their size."""
+    there = storage.list_files(folder)
+
+    def is_missing(image: ImageRef) -> bool:
+        if f"{image.token}.png" not in there:
+            return True
+        try:
+            return not is_whole_png(storage.read_bytes(map_path(folder, image)), image.width, image.height)
+        except DataError:
+            return True
+
+    with ThreadPoolExecutor(_CHECKERS) as pool:
+        flags = list(pool.map(is_missing, images, chunksize=64))
+    return [image for image, flag in zip(images, flags, strict=True) if flag]
+
+
+def is_whole_png(data: bytes, width: int, height: int) -> bool:
+    """Whether a PNG of that size is all there: every chunk's checksum, first to last, without decoding it."""
+    if data[:8] != b"\x89PNG\r\n\x1a\n":
+        return False
+    at, kinds = 8, []
+    while at + 12 <= len(data):
+        (length,) = struct.unpack_from(">I", data, at)
+        end = at + 12 + length
+        if end > len(data) or zlib.crc32(data[at + 4 : end - 4]) != struct.unpack_from(">I", data, end - 4)[0]:
+            return False
+        kinds.append(data[at + 4 : at + 8])
+        if kinds == [b"IHDR"] and struct.unpack_from(">II", data, at + 8) != (width, height):
+            return False
+        at = end
+    return at == len(data) and kinds[:1] == [b"IHDR"] and b"IDAT" in kinds and kinds[-1] == b"IEND"
+
+
+def _images(frames: Sequence[Frame] | FrameTable, data: DataConfig) -> list[ImageRef]:
+    """The distinct images of the configured cameras."""
+    if isinstance(frames, FrameTable):
+        images = frames.images(data.cameras)
+    else:
+        images = [
+            ImageRef(camera.token, camera.image_path, camera.width, camera.height)
+            for frame in frames
+            for camera in frame.cameras
+            if camera.channel in data.cameras
+        ]
+    return list({image.token: image for image in images}.values())
+
+
+def _results(
+    todo: Sequence[ImageRef], root: str, folder: str, config: SuperpixelConfig, cluster: ClusterConfig
+) -> Iterator[tuple[str, str]]:
+    """(image path, reason of failure or "") of each image, as tasks all over the cluster finish them."""
+    cpus = min(cluster.superpixel_cpus or session.available_cpus(), session.available_cpus())
+    blocks = max(-(-len(todo) // _LARGEST_BLOCK), min(len(todo), _BLOCKS_PER_CPU * max(1, cpus)))
+
+    def work(row: dict[str, Any]) -> dict[str, Any]:
+        image = ImageRef(**row)
+        try:
+            compute_map(image, root, folder, config)
+        except DataError as error:
+            return {"path": image.path, "reason": str(error)}
+        return {"path": image.path, "reason": ""}
+
+    dataset = ray.data.from_items([asdict(image) for image in todo], override_num_blocks=blocks)
+    dataset.context.enable_progress_bars = False
+    results = dataset.map(work, num_cpus=1, memory=_task_memory(todo), concurrency=max(1, cpus))
+    try:
+        for row in results.iter_rows():
+            yield row["path"], row["reason"]
+    except (ray.exceptions.RayTaskError, OSError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise DataError(
+            f"{folder}: superpixels cannot be written ({reason}); free space or choose another "
+            f"superpixels.folder, "
+            "then run again: what is done stays done"
+        ) from error
+
+
+def _task_memory(todo: Sequence[ImageRef]) -> int:
+    """Heap bytes that one image's task may need; never more than the cluster has for each CPU."""
+    need = _BYTES_PER_PIXEL * max(image.width * image.height for image in todo)
+    have = ray.cluster_resources().get("memory", 0) / max(1, session.available_cpus())
+    return int(min(need, have))
+
+
+def _bar(results: Iterator[tuple[str, str]], total: int, show: bool) -> Iterator[tuple[str, str]]:
+    """The results, drawn as a progress bar while they come."""
+    columns = (TextColumn("superpixels"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, disable=not show) as bar:
+        task = bar.add_task("superpixels", total=total)
+        for result in results:
+            yield result
+            bar.advance(task)
+
+
+def _write_parameters(folder: str, config: SuperpixelConfig) -> None:
+    """Puts the parameters beside the maps; refuses a folder that holds other ones'."""
+    path = storage.join(folder, PARAMETERS)
+    wanted = {"method": "slic", **{k: v for k, v in asdict(config).items() if k != "folder"}}
+    if storage.exists(path):
+        try:
+            found = json.loads(storage.read_bytes(path))
+        except ValueError:
+            found = None  # damaged: the folder's name vouches for it
+        if found is not None and found != wanted:
+            raise DataError(f"{path}: expected {wanted}, got {found}; move this folder away")
+        if found == wanted:
+            return
+    try:
+        storage.write_bytes_atomic(path, json.dumps(wanted, indent=2).encode())
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be written ({error}); choose another superpixels.folder") from error
+
+
+def _write_manifest(report: SuperpixelReport, images: int) -> None:
+    """The last file of a run: how many maps its images have, and which images have none."""
+    manifest = {"images": images, "maps": images - len(report.failed), "failed": dict(report.failed)}
+    storage.write_bytes_atomic(storage.join(report.folder, MANIFEST), json.dumps(manifest, indent=2).encode())
