@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import urllib.error
 import urllib.request
@@ -17,6 +18,8 @@ from slidr.models.files import WeightsError, replacing
 
 EncoderName = Literal["resnet18", "resnet50", "vits16", "vits8", "vitb16", "vitb8", "efficientnet_lite0"]
 Progress = Callable[[int, int | None], None]  # bytes so far, bytes in all where the server says
+
+_log = logging.getLogger(__name__)
 
 _META = "https://dl.fbaipublicfiles.com/"
 _DINO = _META + "dino/"
@@ -119,8 +122,10 @@ def _fetched(url: str, path: Path, sha256: str | None, progress: Progress | None
     if path.is_file():
         return path
     expected = sha256.lower() if sha256 is not None else _DIGEST_IN_NAME.get(path.name, "")
+    request = urllib.request.Request(url, headers={"User-Agent": "slidr"})
+    _log.info("downloading %s to %s", _shown(url), path)
     try:
-        with urllib.request.urlopen(url, timeout=30) as response, replacing(path) as partial:
+        with urllib.request.urlopen(request, timeout=30) as response, replacing(path) as partial:
             length = response.headers.get("Content-Length")
             total = int(length) if length is not None else None
             digest, done = hashlib.sha256(), 0

@@ -23,6 +23,7 @@ from torch import Tensor
 _HARMLESS = [
     argparse.Namespace,
     np.core.multiarray.scalar,  # type: ignore[attr-defined]
+    (np.core.multiarray.scalar, "numpy._core.multiarray.scalar"),  # type: ignore[attr-defined]  # numpy 2's name
     np.dtype,
     *(type(np.dtype(name)) for name in ("bool", "int32", "int64", "float32", "float64")),
 ]

@@ -12,15 +12,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from slidr.config import TeacherName
 from slidr.models import efficientnet
-from slidr.models.download import EncoderName, resolve
+from slidr.models.download import EncoderName, Progress, resolve
 from slidr.models.efficientnet import EfficientNetLite0
 from slidr.models.files import read_checkpoint
 from slidr.models.resnet import ResNet, resnet18, resnet50
@@ -51,9 +53,7 @@ TEACHERS: dict[TeacherName, Builder] = {
     "dino_vits8": Builder(partial(vit_small, 8), "vits8"),
     "dino_vitb16": Builder(partial(vit_base, 16), "vitb16"),
     "dino_vitb8": Builder(partial(vit_base, 8), "vitb8"),
-    "efficientnet_lite0": Builder(
-        EfficientNetLite0, "efficientnet_lite0", efficientnet.MEAN, efficientnet.STD
-    ),
+    "efficientnet_lite0": Builder(EfficientNetLite0, "efficientnet_lite0", efficientnet.MEAN, efficientnet.STD),
 }
 
 
@@ -112,7 +112,33 @@ class Teacher(nn.Module):
         answer = self.decoder(features)
         size = (height + below, width + right)
         answer = F.interpolate(answer, size=size, mode="bilinear", align_corners=True)[..., :height, :width]
-        return F.normalize(answer.float(), dim=1, eps=1e-6)
+        return unit_vectors(answer.float())
+
+
+def unit_vectors(maps: Float[Tensor, "B C H W"], eps: float = 1e-6) -> Float[Tensor, "B C H W"]:
+    """Every pixel's feature x over its length: x / max(|x|, eps). Differentiable once.
+
+    The value of `torch.nn.functional.normalize` in about half its time: full-size maps are the largest
+    tensors of a training step.
+    """
+    return _UnitVectors.apply(maps, eps)
+
+
+class _UnitVectors(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor, eps: float) -> Tensor:
+        inverse = torch.linalg.vector_norm(maps, dim=1, keepdim=True).clamp_(min=eps).reciprocal_()
+        units = maps * inverse
+        ctx.save_for_backward(units, inverse)
+        return units
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        # d(x / |x|) = (g - u (u . g)) / |x|; below eps the length is a constant and u (u . g) vanishes.
+        units, inverse = ctx.saved_tensors
+        along = (grad * units).sum(dim=1, keepdim=True)
+        return torch.addcmul(grad, units, along, value=-1).mul_(inverse), None
 
 
 def build_teacher(
@@ -121,19 +147,21 @@ def build_teacher(
     weights: str | None = None,
     sha256: str | None = None,
     cache: str | Path | None = None,
+    progress: Progress | None = None,
 ) -> Teacher:
     """The teacher called `name`, with its encoder's weights loaded strictly and a freshly drawn head.
 
     `weights` is a published name (see `slidr.models.download.PUBLISHED`), a path, an http(s) URL, or None for
-    random weights; `sha256` is checked when given; `cache` is the folder of downloaded files. Random values
-    come from torch's global generator. Raises `ValueError` for an unknown name, and `WeightsError` where the
-    weights cannot be had, are damaged, or do not fit the encoder.
+    random weights; `sha256` is checked when given; `cache` is the folder of downloaded files; `progress` is
+    told the bytes of a download so far and in all. Random values come from torch's global generator. Raises
+    `ValueError` for an unknown name, and `WeightsError` where the weights cannot be had, are damaged, or do
+    not fit the encoder.
     """
     if name not in TEACHERS:
         raise ValueError(f"teacher.name: unknown {name!r}; known: {', '.join(TEACHERS)}")
     builder = TEACHERS[name]
     encoder = builder.encoder()
     if weights is not None:
-        path = resolve(weights, sha256, cache, encoder=builder.weights_of)
+        path = resolve(weights, sha256, cache, encoder=builder.weights_of, progress=progress)
         load_encoder(encoder, read_checkpoint(path), builder.weights_of, source=str(path))
     return Teacher(encoder, out_channels, builder.mean, builder.std)
