@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,26 @@ def real_nuscenes() -> Path:
 @pytest.fixture(scope="session")
 def real_semantic_kitti() -> Path:
     return shared_folder("data/semantic_kitti/dataset")
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """The session's one Ray cluster: three CPUs on loopback."""
+    from slidr.cluster import session
+    from slidr.config import ClusterConfig
+
+    session.start(ClusterConfig(), num_cpus=3)
+    yield
+    session.stop()
+
+
+@pytest.fixture(scope="session")
+def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A synthetic nuScenes dataroot: 4 scenes (2 parametrize, 1 verify, 1 val) of 2 keyframes, images of 160 x 90."""
+    from slidr.data.synthetic import write_dataroot
+
+    splits = {"parametrize": 2, "verify": 1, "val": 1}
+    return write_dataroot(tmp_path_factory.mktemp("world"), splits=splits, keyframes=2, scale=0.1)
 
 
 def named_normal(tag: str, shape: tuple[int, ...]) -> np.ndarray:
