@@ -107,9 +107,7 @@ def resolve(
 
 def _local(weights: str, encoder: EncoderName) -> Path:
     if "://" in weights and not weights.startswith("file://"):
-        raise WeightsError(
-            f"weights: cannot read {weights!r}; use an https://, http:// or file:// URL, or a path"
-        )
+        raise WeightsError(f"weights: cannot read {weights!r}; use an https://, http:// or file:// URL, or a path")
     path = Path(unquote(urlsplit(weights).path) if weights.startswith("file://") else weights).expanduser()
     if path.is_file():
         return path
@@ -137,9 +135,7 @@ def _fetched(url: str, path: Path, sha256: str | None, progress: Progress | None
                     if progress is not None:
                         progress(done, total)
             if total is not None and done != total:
-                raise WeightsError(
-                    f"{_shown(url)}: got {done} of {total} bytes; try again, or put it at {path}"
-                )
+                raise WeightsError(f"{_shown(url)}: got {done} of {total} bytes; try again, or put it at {path}")
             if not digest.hexdigest().startswith(expected):
                 raise WeightsError(
                     f"{_shown(url)}: expected SHA-256 {expected}, got {digest.hexdigest()}; nothing was kept"

@@ -57,9 +57,7 @@ def openpcdet_state(student_state: State) -> dict[str, Any]:
             f"{_MINKUNET_STEM}), got names such as {', '.join(list(student_state)[:3])}"
         )
     state = {
-        f"backbone_3d.{name}": value
-        for name, value in _on_cpu(student_state).items()
-        if not name.startswith("final.")
+        f"backbone_3d.{name}": value for name, value in _on_cpu(student_state).items() if not name.startswith("final.")
     }
     return {"model_state": state, "epoch": 0, "it": 0}
 
@@ -74,7 +72,5 @@ def _slidr_voxels(config: Mapping[str, Any]) -> dict[str, Any]:
     if voxel is None:
         return {}
     size, cylindrical = list(voxel["size"]), bool(voxel["cylindrical"])
-    scalar = size[0] == size[2] == (size[0] if cylindrical else size[1]) and (
-        not cylindrical or size[1] == 1.0
-    )
+    scalar = size[0] == size[2] == (size[0] if cylindrical else size[1]) and (not cylindrical or size[1] == 1.0)
     return {"voxel_size": size[0] if scalar else size, "cylindrical_coordinates": cylindrical}

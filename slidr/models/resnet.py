@@ -65,9 +65,7 @@ class ResNet(nn.Module):
     dilation of the stage before it, the others with their own.
     """
 
-    def __init__(
-        self, block: type[BasicBlock] | type[Bottleneck], depths: Sequence[int], dilated: bool
-    ) -> None:
+    def __init__(self, block: type[BasicBlock] | type[Bottleneck], depths: Sequence[int], dilated: bool) -> None:
         super().__init__()
         self.stride = 4 if dilated else 32
         self.channels = 512 * block.expansion

@@ -92,12 +92,8 @@ def encoder_state(checkpoint: Mapping[str, Any], kind: EncoderName, source: str 
     anchor = _ANCHORS[kind]
     for prefix in _ENCODER_PREFIXES:
         if prefix + anchor in state:
-            return {
-                name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
-            }
-    raise WeightsError(
-        f"{source}: no {kind} in it: expected a name ending in {anchor}, got {_some(tuple(state))}"
-    )
+            return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    raise WeightsError(f"{source}: no {kind} in it: expected a name ending in {anchor}, got {_some(tuple(state))}")
 
 
 def load_encoder(
@@ -267,8 +263,7 @@ def _tensors(checkpoint: Mapping[str, Any], containers: tuple[str, ...], source:
     state = {name: value for name, value in checkpoint.items() if isinstance(value, Tensor)}
     if not state:
         raise WeightsError(
-            f"{source}: no state dict in it; looked under {', '.join(containers)}, "
-            f"found {_some(tuple(checkpoint))}"
+            f"{source}: no state dict in it; looked under {', '.join(containers)}, found {_some(tuple(checkpoint))}"
         )
     return state
 
@@ -296,9 +291,7 @@ def _load(
     for name in loaded:
         got, want = tuple(state[name].shape), tuple(own[name].shape)
         if got != want:
-            raise WeightsError(
-                f"{source}: {name} has shape {got}, the model's has {want}; not the same network"
-            )
+            raise WeightsError(f"{source}: {name} has shape {got}, the model's has {want}; not the same network")
     module.load_state_dict(state, strict=False)
     return LoadReport(loaded, tuple(sorted(skipped)), absent)
 
