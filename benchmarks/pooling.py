@@ -51,9 +51,7 @@ def sparse_one_hot(maps: Tensor, labels: Tensor, segments: int) -> Tensor:
 ARMS: dict[str, Pool] = {"segment means": segment_means, "sparse one-hot": sparse_one_hot}
 
 
-def inputs(
-    frames: int, size: tuple[int, int], channels: int, segments: int, device: str
-) -> tuple[Tensor, Tensor]:
+def inputs(frames: int, size: tuple[int, int], channels: int, segments: int, device: str) -> tuple[Tensor, Tensor]:
     """Random maps of six images a frame, and label maps of cells around random centres, like superpixels."""
     rng = np.random.default_rng(0)
     rows, columns = np.mgrid[: size[0], : size[1]]
@@ -111,9 +109,7 @@ def _resident_peak() -> int:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frames", type=int, default=4, help="keyframes, six images each")
     parser.add_argument("--height", type=int, default=224)
     parser.add_argument("--width", type=int, default=416)

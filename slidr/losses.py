@@ -44,9 +44,7 @@ def superpixel_means(
     segments = int(superpixels.max()) + 1 if superpixels.numel() > 0 else 0
     image, row, column = pixel_index.unbind(1)
     segment_of_pair = superpixels[image, row, column] + image * segments
-    student, pairs = segment_mean(
-        point_features.index_select(0, point_index), segment_of_pair, images * segments
-    )
+    student, pairs = segment_mean(point_features.index_select(0, point_index), segment_of_pair, images * segments)
     teacher, _ = map_segment_mean(image_features, superpixels, segments)
     kept = torch.nonzero(pairs >= max(min_points, 1)).squeeze(1)
     return SuperpixelMeans(
@@ -72,9 +70,7 @@ def superpixel_info_nce(
     Negatives are the other superpixels of this process's batch or, with `gather`, of every worker's. Without
     any superpixel the loss is 0, still connected to its inputs. See `superpixel_means` for the arguments.
     """
-    means = superpixel_means(
-        point_features, image_features, superpixels, point_index, pixel_index, min_points
-    )
+    means = superpixel_means(point_features, image_features, superpixels, point_index, pixel_index, min_points)
     return info_nce(means.student_means, means.teacher_means, temperature, gather)
 
 
@@ -94,9 +90,7 @@ def point_pixel_info_nce(
     """
     if pairs is not None and len(point_index) > pairs:
         device = generator.device if generator is not None else torch.device("cpu")
-        chosen = torch.randperm(len(point_index), generator=generator, device=device)[:pairs].to(
-            point_index.device
-        )
+        chosen = torch.randperm(len(point_index), generator=generator, device=device)[:pairs].to(point_index.device)
         point_index, pixel_index = point_index[chosen], pixel_index[chosen]
     image, row, column = pixel_index.unbind(1)
     student = point_features.index_select(0, point_index)

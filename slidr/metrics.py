@@ -127,8 +127,9 @@ def bootstrap_interval(
     draws: int = 1000,
     ignore_index: int | None = 0,
 ) -> tuple[float, float]:
-    """A percentile bootstrap interval of mIoU: frames are drawn with replacement, their counts summed, and
-    scored.
+    """A percentile bootstrap interval of mIoU, in which frames are drawn with replacement and their counts summed.
+
+    (nan, nan) where no point counts.
 
     Raises `ValueError` without frames or for a level outside (0, 1).
     """

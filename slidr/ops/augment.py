@@ -183,5 +183,4 @@ def _window(image: np.ndarray, crop: Crop) -> np.ndarray:
 def _nearest(source: int, target: int) -> Int64[np.ndarray, " T"]:
     """torch's nearest source index of each target index, in float32 as torch computes it."""
     step = np.float32(source) / np.float32(target)
-    index = np.floor(np.arange(target, dtype=np.float32) * step).astype(np.int64)
-    return np.minimum(index, source - 1)
+    return np.floor(np.arange(target, dtype=np.float32) * step).astype(np.int64)

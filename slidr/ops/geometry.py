@@ -29,9 +29,7 @@ def pose(rotation_wxyz: Vector, translation: Vector) -> Float64[np.ndarray, "4 4
         )
     norm = np.linalg.norm(quaternion)
     if not (np.isfinite(norm) and norm > 1e-12):
-        raise ValueError(
-            f"pose: {quaternion.tolist()} is no rotation; expected a finite quaternion of length 1"
-        )
+        raise ValueError(f"pose: {quaternion.tolist()} is no rotation; expected a finite quaternion of length 1")
     w, x, y, z = quaternion / norm
     target_from_source = np.eye(4)
     target_from_source[:3, :3] = [
@@ -70,8 +68,6 @@ def camera_from_lidar(
 
     ``global_from_camera_ego`` and ``global_from_lidar_ego`` are the vehicle's poses at those two times.
     """
-    global_from_camera = np.asarray(global_from_camera_ego, np.float64) @ np.asarray(
-        ego_from_camera, np.float64
-    )
+    global_from_camera = np.asarray(global_from_camera_ego, np.float64) @ np.asarray(ego_from_camera, np.float64)
     global_from_lidar = np.asarray(global_from_lidar_ego, np.float64) @ np.asarray(ego_from_lidar, np.float64)
     return invert(global_from_camera) @ global_from_lidar

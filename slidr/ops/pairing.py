@@ -11,9 +11,7 @@ from slidr.ops.geometry import transform
 from slidr.types import Camera, Pairing
 
 
-def pair_points(
-    points: Float[np.ndarray, "N 3"], cameras: Sequence[Camera], min_depth: float = 1.0
-) -> Pairing:
+def pair_points(points: Float[np.ndarray, "N 3"], cameras: Sequence[Camera], min_depth: float = 1.0) -> Pairing:
     """Pairs of points (metres, lidar frame) and pixels, camera after camera, each in cloud order.
 
     A point is seen by a camera of W x H pixels where its depth exceeds `min_depth` metres and its projection
@@ -22,9 +20,7 @@ def pair_points(
     """
     points = np.asarray(points)
     if points.ndim != 2 or points.shape[1] != 3:
-        raise ValueError(
-            f"pair_points: got points of shape {points.shape}, expected (N, 3): pass x, y, z only"
-        )
+        raise ValueError(f"pair_points: got points of shape {points.shape}, expected (N, 3): pass x, y, z only")
     point_index = [np.zeros(0, np.int64)]
     camera_index = [np.zeros(0, np.int64)]
     pixel = [np.zeros((0, 2), np.int64)]

@@ -21,9 +21,7 @@ def segment_mean(
     mean[s] = sum of values[n] over segment[n] = s, divided by its count. Differentiable in `values`.
     """
     if len(values) != len(segment):
-        raise ValueError(
-            f"segment_mean: {len(values)} values but {len(segment)} segment ids; expected one for each"
-        )
+        raise ValueError(f"segment_mean: {len(values)} values but {len(segment)} segment ids; expected one for each")
     counts = torch.bincount(segment, minlength=segments)
     if len(counts) > segments:
         raise ValueError(f"segment_mean: segment id {len(counts) - 1} is not below segments = {segments}")
@@ -46,12 +44,9 @@ def map_segment_mean(
     labels = labels.reshape(batch, height * width)
     if labels.numel() > 0 and (int(labels.min()) < 0 or int(labels.max()) >= segments):
         raise ValueError(
-            f"map_segment_mean: labels span {int(labels.min())} to {int(labels.max())}, "
-            f"expected 0 to {segments - 1}"
+            f"map_segment_mean: labels span {int(labels.min())} to {int(labels.max())}, expected 0 to {segments - 1}"
         )
-    counts = torch.bincount((labels + offset).reshape(-1), minlength=batch * segments).reshape(
-        batch, segments
-    )
+    counts = torch.bincount((labels + offset).reshape(-1), minlength=batch * segments).reshape(batch, segments)
     means = _MapMean.apply(maps, labels, counts)
     return means, counts
 

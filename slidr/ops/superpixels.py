@@ -29,7 +29,5 @@ def slic(
     )
     highest = int(labels.max())
     if highest >= MAX_LABELS:
-        raise ValueError(
-            f"slic: {highest + 1} labels do not fit uint16; ask for fewer segments (got {segments})"
-        )
+        raise ValueError(f"slic: {highest + 1} labels do not fit uint16; ask for fewer segments (got {segments})")
     return labels.astype(np.uint16)

@@ -85,9 +85,7 @@ def voxelize_grid(
     """
     points = np.asarray(points)
     if points.ndim != 2 or points.shape[1] != 4:
-        raise ValueError(
-            f"voxelize_grid: got points of shape {points.shape}, expected (N, 4): x, y, z, intensity"
-        )
+        raise ValueError(f"voxelize_grid: got points of shape {points.shape}, expected (N, 4): x, y, z, intensity")
     size = _size(voxel_size, cylindrical=False)
     lowest, highest = np.asarray(range[:3], np.float64), np.asarray(range[3:], np.float64)
     cells_per_axis = np.rint((highest - lowest) / size).astype(np.int64)
@@ -111,18 +109,14 @@ def voxelize_grid(
     )
 
 
-def _mean_of_first(
-    values: np.ndarray, group: np.ndarray, groups: int, limit: int
-) -> Float32[np.ndarray, "G C"]:
+def _mean_of_first(values: np.ndarray, group: np.ndarray, groups: int, limit: int) -> Float32[np.ndarray, "G C"]:
     """Mean of the first `limit` rows of each group."""
     by_group = np.argsort(group, kind="stable")
     counts = np.bincount(group, minlength=groups)
     starts = np.cumsum(counts) - counts
     place = np.arange(len(group)) - np.repeat(starts, counts)
     chosen = by_group[place < limit]
-    sums = np.stack(
-        [np.bincount(group[chosen], weights=column, minlength=groups) for column in values[chosen].T], 1
-    )
+    sums = np.stack([np.bincount(group[chosen], weights=column, minlength=groups) for column in values[chosen].T], 1)
     return (sums / np.minimum(counts, limit)[:, None]).astype(np.float32)
 
 
@@ -131,9 +125,7 @@ def _size(voxel_size: float | Sequence[float], cylindrical: bool) -> Float[np.nd
     if size.ndim == 0:
         size = np.array([size, 1.0 if cylindrical else size, size])
     if size.shape != (3,) or not (np.isfinite(size).all() and (size > 0).all()):
-        raise ValueError(
-            f"voxelize: got a voxel size of {voxel_size}, expected one or three positive lengths"
-        )
+        raise ValueError(f"voxelize: got a voxel size of {voxel_size}, expected one or three positive lengths")
     return size
 
 
@@ -141,9 +133,7 @@ def _floor(cells: np.ndarray) -> Int64[np.ndarray, "N 3"]:
     cells = np.floor(cells)
     if not (np.abs(cells) < 2**31).all():  # false for nan, too
         bad = np.flatnonzero(~(np.abs(cells) < 2**31).all(1))
-        raise ValueError(
-            f"voxelize: {len(bad)} points are not finite or too far, the first is row {bad[0]}; drop them"
-        )
+        raise ValueError(f"voxelize: {len(bad)} points are not finite or too far, the first is row {bad[0]}; drop them")
     return cells.astype(np.int64)
 
 
@@ -164,9 +154,7 @@ def _unique(cells: Int64[np.ndarray, "N 3"]) -> tuple[Int64[np.ndarray, " V"], I
     lowest = cells.min(0)
     spans = cells.max(0) - lowest + 1
     if float(spans[0]) * float(spans[1]) * float(spans[2]) >= 2**63:
-        raise ValueError(
-            f"voxelize: the cloud spans {spans.tolist()} cells; drop its outliers or enlarge the voxels"
-        )
+        raise ValueError(f"voxelize: the cloud spans {spans.tolist()} cells; drop its outliers or enlarge the voxels")
     shifted = cells - lowest
     keys = (shifted[:, 0] * spans[1] + shifted[:, 1]) * spans[2] + shifted[:, 2]
     _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)

@@ -90,9 +90,7 @@ def test_a_dropped_cuboid_is_a_plain_loops(seed: int) -> None:
     for point, kept in zip(points, keep, strict=True):
         assert kept == any(abs(p - c) >= h for p, c, h in zip(point, centre, half, strict=True))
     survivors = [i for i in range(len(pairing)) if keep[pairing.point_index[i]]]
-    np.testing.assert_array_equal(
-        points[keep][kept_pairs.point_index], points[pairing.point_index[survivors]]
-    )
+    np.testing.assert_array_equal(points[keep][kept_pairs.point_index], points[pairing.point_index[survivors]])
     np.testing.assert_array_equal(kept_pairs.camera_index, pairing.camera_index[survivors])
     np.testing.assert_array_equal(kept_pairs.pixel, pairing.pixel[survivors])
 
@@ -121,6 +119,26 @@ def test_a_frame_whose_image_starts_below_the_least_is_never_cut() -> None:
         keep, kept_pairs = drop_cuboid(points, rich_and_empty, 2, np.random.default_rng(seed), 1.0, 10)
         assert keep.all()
         assert len(kept_pairs) == 2000
+
+
+def test_a_cut_that_leaves_exactly_the_least_stands_and_one_pair_less_undoes_it() -> None:
+    points = cloud(5)
+    pairing = pairs_of(len(points), 3, 5, 300)
+
+    def cut(least: int) -> tuple[np.ndarray, Pairing]:
+        return drop_cuboid(points, pairing, 3, np.random.default_rng(1), max_side=1.5, min_pairs=least)
+
+    keep, kept_pairs = cut(1)
+    left = int(np.bincount(kept_pairs.camera_index).min())
+    assert left < 300
+    np.testing.assert_array_equal(cut(left)[0], keep)
+    assert cut(left + 1)[0].all()
+
+
+def test_points_on_the_cuboids_faces_stay() -> None:
+    flat = cloud(6) * np.array([1, 1, 0], np.float32)  # no extent along z: every point lies on two faces
+    keep, _ = drop_cuboid(flat, pairs_of(len(flat), 1, 6, 50), 1, np.random.default_rng(0), 2.0, 0)
+    assert keep.all()
 
 
 def test_an_empty_cloud_drops_nothing() -> None:
@@ -231,8 +249,7 @@ def test_a_drawn_crop_fits_its_bounds_and_keeps_enough_pairs(seed: int, count: i
 def test_areas_and_aspect_ratios_are_spread_as_asked() -> None:
     rng = np.random.default_rng(0)
     drawn = [
-        draw_crop(900, 1600, np.zeros((0, 2), np.int64), rng, area=(0.2, 0.6), aspect=(0.8, 1.25))
-        for _ in range(2000)
+        draw_crop(900, 1600, np.zeros((0, 2), np.int64), rng, area=(0.2, 0.6), aspect=(0.8, 1.25)) for _ in range(2000)
     ]
     areas = np.array([c.height * c.width / (900 * 1600) for c in drawn])
     logs = np.array([math.log(c.width / c.height) for c in drawn]) / math.log(1.25)
@@ -247,10 +264,7 @@ def test_of_crops_that_all_lose_too_much_the_richest_is_taken() -> None:
     pixel = np.column_stack([np.full(40, 450), np.arange(0, 1600, 40)])
     crop = draw_crop(900, 1600, pixel, np.random.default_rng(0), area=(0.3, 0.4), attempts=50)
     rng = np.random.default_rng(0)
-    kept = [
-        crop_pixels(pixel, draw_crop(900, 1600, pixel[:0], rng, area=(0.3, 0.4)), SIZE)[1].sum()
-        for _ in range(50)
-    ]
+    kept = [crop_pixels(pixel, draw_crop(900, 1600, pixel[:0], rng, area=(0.3, 0.4)), SIZE)[1].sum() for _ in range(50)]
     assert min(kept) < max(kept) < 30
     assert crop_pixels(pixel, crop, SIZE)[1].sum() == max(kept)
 

@@ -51,9 +51,7 @@ def test_camera_from_lidar_is_the_chain_walked_step_by_step(seed: int) -> None:
     in_global = transform(global_from_lidar_ego, transform(ego_from_lidar, points))
     in_ego = transform(np.linalg.inv(global_from_camera_ego), in_global)
     expected = transform(np.linalg.inv(ego_from_camera), in_ego)
-    chained = camera_from_lidar(
-        ego_from_camera, global_from_camera_ego, ego_from_lidar, global_from_lidar_ego
-    )
+    chained = camera_from_lidar(ego_from_camera, global_from_camera_ego, ego_from_lidar, global_from_lidar_ego)
     np.testing.assert_allclose(transform(chained, points), expected, atol=1e-8)
 
 

@@ -18,9 +18,7 @@ def cloud(seed: int, count: int, reach: float = 3.0) -> np.ndarray:
 
 
 @pytest.mark.parametrize("cylindrical", [True, False])
-def test_voxels_of_the_real_cloud_are_the_originals(
-    golden: Path, real_cloud: np.ndarray, cylindrical: bool
-) -> None:
+def test_voxels_of_the_real_cloud_are_the_originals(golden: Path, real_cloud: np.ndarray, cylindrical: bool) -> None:
     name = "cylindrical" if cylindrical else "cartesian"
     expected = np.load(golden / f"voxels_{name}.npz")
     voxels = voxelize(real_cloud[:, :3], cylindrical=cylindrical)
@@ -28,9 +26,7 @@ def test_voxels_of_the_real_cloud_are_the_originals(
     np.testing.assert_array_equal(voxels.coordinates, np.unique(expected["coords"], axis=0))
     if cylindrical:
         assert len(real_cloud) == expected["n_points"]
-        np.testing.assert_array_equal(
-            voxels.coordinates[voxels.voxel_of_point], expected["point_voxel_coords"]
-        )
+        np.testing.assert_array_equal(voxels.coordinates[voxels.voxel_of_point], expected["point_voxel_coords"])
 
 
 @given(seeds, st.integers(0, 200), st.booleans())
@@ -45,9 +41,7 @@ def test_voxels_are_a_dictionarys(seed: int, count: int, cylindrical: bool) -> N
         members.setdefault(tuple(math.floor(c) for c in cell), []).append(index)
     voxels = voxelize(points, (0.5, 10.0, 0.25), cylindrical)
     assert [tuple(c) for c in voxels.coordinates.tolist()] == sorted(members)
-    for cell, first, number in zip(
-        voxels.coordinates.tolist(), voxels.point_of_voxel, range(len(voxels)), strict=True
-    ):
+    for cell, first, number in zip(voxels.coordinates.tolist(), voxels.point_of_voxel, range(len(voxels)), strict=True):
         assert first == members[tuple(cell)][0]
         np.testing.assert_array_equal(np.flatnonzero(voxels.voxel_of_point == number), members[tuple(cell)])
 
@@ -63,20 +57,18 @@ def test_the_order_of_points_changes_no_voxel(seed: int, cylindrical: bool) -> N
 
 def test_a_scalar_size_means_one_degree_of_azimuth() -> None:
     points = cloud(0, 500, 20.0)
-    np.testing.assert_array_equal(
-        voxelize(points, 0.2).coordinates, voxelize(points, (0.2, 1.0, 0.2)).coordinates
-    )
+    np.testing.assert_array_equal(voxelize(points, 0.2).coordinates, voxelize(points, (0.2, 1.0, 0.2)).coordinates)
     np.testing.assert_array_equal(
         voxelize(points, 0.2, cylindrical=False).coordinates,
         voxelize(points, (0.2, 0.2, 0.2), cylindrical=False).coordinates,
     )
 
 
-def test_points_of_integers_are_lengths_too() -> None:
+@pytest.mark.parametrize("cylindrical", [True, False])
+def test_points_of_integers_are_lengths_too(cylindrical: bool) -> None:
     points = np.array([[3, 4, -1], [30, -40, 2]])
-    np.testing.assert_array_equal(
-        voxelize(points, 0.5).coordinates, voxelize(points.astype(np.float64), 0.5).coordinates
-    )
+    as_floats = voxelize(points.astype(np.float64), 0.5, cylindrical)
+    np.testing.assert_array_equal(voxelize(points, 0.5, cylindrical).coordinates, as_floats.coordinates)
 
 
 def test_the_seam_is_faithful_by_default_and_wraps_on_request() -> None:
