@@ -11,11 +11,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from slidr.ops.pooling import map_segment_mean, segment_mean
+from slidr.ops.upsampled import UpsampledMap
 
 # All-gathers a local (M, C) tensor, M differing between workers, with gradients: every worker's rows,
 # concatenated in rank order, and the row at which this worker's begin. Every worker enters it, also with M =
 # 0.
 Gather = Callable[[Tensor], tuple[Tensor, int]]
+
+
+# Full-size maps of unit length over channels, or coarse ones that stand for such.
+ImageFeatures = Float[Tensor, "B C H W"] | UpsampledMap
 
 
 class SuperpixelMeans(NamedTuple):
@@ -29,7 +34,7 @@ class SuperpixelMeans(NamedTuple):
 
 def superpixel_means(
     point_features: Float[Tensor, "V C"],
-    image_features: Float[Tensor, "B C H W"],
+    image_features: ImageFeatures,
     superpixels: Int64[Tensor, "B H W"],
     point_index: Int64[Tensor, " P"],
     pixel_index: Int64[Tensor, "P 3"],
@@ -45,7 +50,10 @@ def superpixel_means(
     image, row, column = pixel_index.unbind(1)
     segment_of_pair = superpixels[image, row, column] + image * segments
     student, pairs = segment_mean(point_features.index_select(0, point_index), segment_of_pair, images * segments)
-    teacher, _ = map_segment_mean(image_features, superpixels, segments)
+    if isinstance(image_features, UpsampledMap):
+        teacher, _ = image_features.segment_means(superpixels, segments)
+    else:
+        teacher, _ = map_segment_mean(image_features, superpixels, segments)
     kept = torch.nonzero(pairs >= max(min_points, 1)).squeeze(1)
     return SuperpixelMeans(
         student_means=student.index_select(0, kept),
@@ -57,7 +65,7 @@ def superpixel_means(
 
 def superpixel_info_nce(
     point_features: Float[Tensor, "V C"],
-    image_features: Float[Tensor, "B C H W"],
+    image_features: ImageFeatures,
     superpixels: Int64[Tensor, "B H W"],
     point_index: Int64[Tensor, " P"],
     pixel_index: Int64[Tensor, "P 3"],
@@ -76,7 +84,7 @@ def superpixel_info_nce(
 
 def point_pixel_info_nce(
     point_features: Float[Tensor, "V C"],
-    image_features: Float[Tensor, "B C H W"],
+    image_features: ImageFeatures,
     point_index: Int64[Tensor, " P"],
     pixel_index: Int64[Tensor, "P 3"],
     temperature: float = 0.07,
@@ -92,9 +100,12 @@ def point_pixel_info_nce(
         device = generator.device if generator is not None else torch.device("cpu")
         chosen = torch.randperm(len(point_index), generator=generator, device=device)[:pairs].to(point_index.device)
         point_index, pixel_index = point_index[chosen], pixel_index[chosen]
-    image, row, column = pixel_index.unbind(1)
     student = point_features.index_select(0, point_index)
-    teacher = image_features[image, :, row, column]
+    if isinstance(image_features, UpsampledMap):
+        teacher = image_features.at(pixel_index)
+    else:
+        image, row, column = pixel_index.unbind(1)
+        teacher = image_features[image, :, row, column]
     return info_nce(student, teacher, temperature, gather)
 
 
@@ -114,7 +125,7 @@ def info_nce(
     candidates, offset, workers = teacher, 0, 1
     if gather is not None:
         candidates, offset = gather(teacher)
-        workers = len(gather(teacher.new_ones(1, 1).detach())[0])
+        workers = len(gather(teacher.new_ones(1, 1).detach())[0])  # one row each: how many there are
     if len(candidates) == 0:  # on every worker, so that all agree on which collectives backward enters
         return student.sum() + candidates.sum()
     with torch.autocast(student.device.type, enabled=False):  # half precision is too coarse for logits / 0.07

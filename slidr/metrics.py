@@ -13,8 +13,7 @@ Labels = Tensor | np.ndarray
 
 
 class ConfusionMatrix:
-    """Counts of (truth, prediction) over any number of updates; rows whose truth is `ignore_index` never
-    count.
+    """Counts of (truth, prediction) over any number of updates; rows whose truth is `ignore_index` never count.
 
     ``counts[t, p]`` is int64 on the CPU, so it sums and merges exactly. `classes` counts the ignored one,
     too; None ignores nothing. A point predicted as the ignored class is a miss for its true class.

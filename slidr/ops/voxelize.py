@@ -39,16 +39,14 @@ def voxelize(
     cylindrical: bool = True,
     azimuth_wrap: bool = False,
 ) -> Voxels:
-    """The occupied voxels of a cloud (metres): floor((rho, phi, z) / size) or, not `cylindrical`, floor((x,
-    y, z) / size).
+    """The occupied voxels of a cloud (metres): floor((rho, phi, z) / size), or floor((x, y, z) / size).
 
-    phi is the azimuth in degrees in (-180, 180]. A scalar size s means (s m, 1 degree, s m), Cartesian (s, s,
-    s) m.
+    phi is the azimuth in degrees in (-180, 180]. A scalar size s means (s m, 1 degree, s m), Cartesian (s, s, s) m.
 
-    The azimuth has a seam: cells at -180 and +180 degrees are neighbours in the world but not in the grid.
-    With `azimuth_wrap` the azimuth cell is taken modulo the n = 360 / size cells of the circle, as one of the
-    n cells from floor(-180 / size) on, so that phi = +180 exactly shares the cell of -180; the size must
-    divide 360.
+    The azimuth has a seam: cells at -180 and +180 degrees are neighbours in the world but not in the grid. With
+    `azimuth_wrap` the azimuth cell is taken modulo the n = 360 / size cells of the circle, as one of the n cells
+    from floor(-180 / size) on, so that phi = +180 exactly shares the cell of -180; the size must divide 360.
+    Whether a kernel then reaches from the last cell to the first is up to the engine that convolves them.
 
     Raises `ValueError` for shapes, sizes or coordinates that make no voxels.
     """
