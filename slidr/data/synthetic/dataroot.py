@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -124,9 +125,7 @@ def _world(
         total = scenes if scenes is not None else (10 if version == "v1.0-trainval" else 4)
         shares = {"parametrize": 0.6, "verify": 0.15, "val": 0.25, "mini_train": 0.7, "mini_val": 0.3}
         if total < len(pools):
-            raise ValueError(
-                f"scenes: got {total}, expected at least {len(pools)}, one for each of {list(pools)}"
-            )
+            raise ValueError(f"scenes: got {total}, expected at least {len(pools)}, one for each of {list(pools)}")
         splits = {name: max(1, int(total * shares[name])) for name in pools}
         first = next(iter(pools))
         splits[first] = total - sum(count for name, count in splits.items() if name != first)
@@ -141,9 +140,7 @@ def _world(
         raise ValueError(f"keyframes: got {keyframes}, expected at least 1")
     if not 0.02 <= scale <= 1:
         raise ValueError(f"scale: got {scale}, expected 0.02 to 1 (of 1600 x 900)")
-    return World(
-        version, tuple((name, int(splits.get(name, 0))) for name in pools), keyframes, float(scale), int(seed)
-    )
+    return World(version, tuple((name, int(splits.get(name, 0))) for name in pools), keyframes, float(scale), int(seed))
 
 
 def _claim(root: Path, world: World) -> None:
@@ -184,6 +181,7 @@ def _run(root: Path, world: World, jobs: list[tuple[int, int]], workers: int) ->
 # ------------------------------------------------------------------------------------------------ one keyframe
 
 
+@lru_cache(maxsize=2)
 def street_of(world: World, number: int) -> Street:
     """The street of a scene."""
     return build_street(np.random.default_rng([world.seed, number]), world.keyframes * KEYFRAME_SECONDS)

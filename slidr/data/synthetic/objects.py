@@ -36,6 +36,17 @@ _VEHICLE += [
     (0.35, 0.5, 0.65),
     (0.75, 0.35, 0.1),
 ]
+_CAR = _VEHICLE[:7] * 2 + _VEHICLE[7:]
+_LIVERY = [(0.75, 0.1, 0.1), (0.1, 0.45, 0.25), (0.88, 0.88, 0.86), (0.85, 0.6, 0.1), (0.2, 0.4, 0.7), (0.8, 0.4, 0.3)]
+_BOX = [(0.88, 0.88, 0.86), (0.8, 0.78, 0.7), (0.7, 0.72, 0.75), (0.5, 0.62, 0.75), (0.75, 0.45, 0.2)]
+_CURTAIN = [
+    (0.12, 0.22, 0.5),
+    (0.1, 0.35, 0.25),
+    (0.55, 0.12, 0.12),
+    (0.3, 0.32, 0.35),
+    (0.2, 0.45, 0.65),
+    (0.75, 0.7, 0.6),
+]
 _CLOTHES = [
     (0.1, 0.1, 0.12),
     (0.15, 0.2, 0.35),
@@ -91,7 +102,7 @@ def _wheels(
 def car(parts: Parts, rng: np.random.Generator) -> Size:
     """Hatchback, saloon, estate, van or pick-up by proportion."""
     parts.reflectivity = rng.uniform(0.04, 0.6)
-    colour = pick(rng, _VEHICLE)
+    colour = pick(rng, _CAR)
     van = rng.random() < 0.2
     length = rng.uniform(4.4, 5.3) if van else rng.uniform(3.7, 4.9)
     width = rng.uniform(1.7, 1.95)
@@ -144,18 +155,16 @@ def bus(parts: Parts, rng: np.random.Generator) -> Size:
         Kind.TAPER,
         (0, 0, (0.32 + height) / 2),
         (length, width, height - 0.32),
-        pick(rng, _VEHICLE),
+        pick(rng, _LIVERY),
         Material.BUS,
-        accent=pick(rng, _VEHICLE),
+        accent=pick(rng, _LIVERY),
         pattern=(rng.uniform(1.1, 1.9), rng.uniform(0.38, 0.55)),
         taper=(0.985, 0.97, 0),
     )
     unit = np.full(3, rng.uniform(0.5, 0.85), np.float32)
     parts.add(Kind.BOX, (-0.1 * length, 0, height + 0.1), (length * 0.3, width * 0.6, 0.25), unit)
     for side in (-1, 1):
-        parts.add(
-            Kind.BOX, (length / 2 + 0.1, side * (width / 2 + 0.12), height * 0.68), (0.12, 0.18, 0.4), RUBBER
-        )
+        parts.add(Kind.BOX, (length / 2 + 0.1, side * (width / 2 + 0.12), height * 0.68), (0.12, 0.18, 0.4), RUBBER)
     _wheels(parts, rng, [0.32 * length, -0.28 * length], width, 0.48, 0.3)
     return length, width, height + 0.2
 
@@ -183,7 +192,7 @@ def truck(parts: Parts, rng: np.random.Generator) -> Size:
     top = rng.uniform(2.6, 3.5)
     kind = rng.random()
     if kind < 0.55:
-        body = pick(rng, _VEHICLE)
+        body = pick(rng, _BOX)
         material = (Material.PANEL, (rng.uniform(0.3, 0.9), rng.uniform(0, 0.35)))
         parts.add(
             Kind.BOX,
@@ -224,7 +233,7 @@ def trailer(parts: Parts, rng: np.random.Generator) -> Size:
     """A parked semi-trailer, a small tarpaulin trailer, or a flat one with a load."""
     parts.reflectivity = rng.uniform(0.05, 0.6)
     kind = rng.random()
-    colour, accent = pick(rng, _VEHICLE), pick(rng, _VEHICLE)
+    colour, accent = pick(rng, _CURTAIN), pick(rng, _BOX)
     dark = np.full(3, 0.12, np.float32)
     if kind < 0.6:
         length, width, top = rng.uniform(6.0, 9.0), rng.uniform(2.3, 2.5), rng.uniform(3.0, 3.7)
@@ -234,23 +243,19 @@ def trailer(parts: Parts, rng: np.random.Generator) -> Size:
             box,
             (length, width, top - 1.15),
             colour,
-            Material.PANEL,
+            Material.CURTAIN,
             accent=accent,
-            pattern=(rng.uniform(0.25, 0.6), rng.uniform(0, 0.3)),
+            pattern=(rng.uniform(0.6, 0.9), rng.uniform(0.1, 0.3)),
         )
         parts.add(Kind.BOX, (0, 0, 1.05), (length * 0.96, 1.0, 0.22), dark)
         axles = [-0.3 * length, -0.3 * length - 1.15]
         for side in (-1, 1):
             parts.add(Kind.BOX, (0.28 * length, side * 0.6, 0.5), (0.14, 0.14, 1.0), dark)
-            parts.add(
-                Kind.BOX, (-0.02 * length, side * width * 0.46, 0.75), (length * 0.3, 0.05, 0.5), dark + 0.25
-            )
+            parts.add(Kind.BOX, (-0.02 * length, side * width * 0.46, 0.75), (length * 0.3, 0.05, 0.5), dark + 0.25)
         radius = 0.48
     elif kind < 0.85:
         length, width, top = rng.uniform(3.0, 4.4), rng.uniform(1.6, 2.0), rng.uniform(1.7, 2.2)
-        parts.add(
-            Kind.BOX, (0, 0, 0.72), (length, width, 0.4), dark + 0.3, Material.PANEL, pattern=(0.5, 0.0)
-        )
+        parts.add(Kind.BOX, (0, 0, 0.72), (length, width, 0.4), dark + 0.3, Material.PANEL, pattern=(0.5, 0.0))
         parts.add(
             Kind.TAPER,
             (0, 0, (0.92 + top) / 2),
@@ -297,9 +302,7 @@ def construction_vehicle(parts: Parts, rng: np.random.Generator) -> Size:
         parts.add(Kind.TAPER, centre, size, colour, Material.MACHINE, accent=grease, **extra)  # type: ignore[arg-type]
 
     def cabin(centre: tuple, size: tuple) -> None:
-        parts.add(
-            Kind.TAPER, centre, size, colour, Material.CABIN, taper=(0.9, 0.92, 0), pattern=(size[0], 0.16)
-        )
+        parts.add(Kind.TAPER, centre, size, colour, Material.CABIN, taper=(0.9, 0.92, 0), pattern=(size[0], 0.16))
 
     def bar(start: tuple, end: tuple, thick: float) -> None:
         a, b = np.array(start), np.array(end)
@@ -317,9 +320,7 @@ def construction_vehicle(parts: Parts, rng: np.random.Generator) -> Size:
 
     if kind < 0.5:
         for side in (-1, 1):
-            parts.add(
-                Kind.TAPER, (0, side * 0.95, 0.4), (3.2, 0.5, 0.8), dark, Material.TRACK, taper=(0.8, 1, 0)
-            )
+            parts.add(Kind.TAPER, (0, side * 0.95, 0.4), (3.2, 0.5, 0.8), dark, Material.TRACK, taper=(0.8, 1, 0))
         parts.add(Kind.CYLINDER, (0, 0, 0.9), (1.6, 1.6, 0.25), dark)
         body((-0.35, 0, 1.45), (2.7, 2.3, 0.9), taper=(0.94, 0.96, 0.05))
         cabin((0.45, 0.65, 2.2), (1.3, 0.95, 1.5))
@@ -327,9 +328,7 @@ def construction_vehicle(parts: Parts, rng: np.random.Generator) -> Size:
         bar((0.7, -0.25, 1.6), (reach, -0.25, lift), 0.42)
         tip = (reach + rng.uniform(0.9, 1.5), -0.25, rng.uniform(1.0, 1.8))
         bar((reach, -0.25, lift), tip, 0.34)
-        parts.add(
-            Kind.TAPER, (tip[0], -0.25, tip[2] - 0.35), (0.8, 1.0, 0.75), dark + 0.15, taper=(0.6, 1, -0.15)
-        )
+        parts.add(Kind.TAPER, (tip[0], -0.25, tip[2] - 0.35), (0.8, 1.0, 0.75), dark + 0.15, taper=(0.6, 1, -0.15))
         return 6.2, 2.5, lift
     if kind < 0.8:
         body((-1.1, 0, 1.45), (2.3, 1.9, 1.0), taper=(0.9, 0.9, 0.1))
@@ -378,9 +377,7 @@ def _person(
     x, y, z = at
     k = height / 1.72
     top, bottom, skin = pick(rng, _CLOTHES), pick(rng, _CLOTHES), pick(rng, _SKIN, 0.02)
-    hair = pick(
-        rng, [(0.08, 0.06, 0.05), (0.3, 0.2, 0.1), (0.6, 0.5, 0.35), (0.5, 0.5, 0.5), (0.85, 0.4, 0.1)], 0.03
-    )
+    hair = pick(rng, [(0.08, 0.06, 0.05), (0.3, 0.2, 0.1), (0.6, 0.5, 0.35), (0.5, 0.5, 0.5), (0.85, 0.4, 0.1)], 0.03)
     shoe = np.full(3, rng.uniform(0.05, 0.4), np.float32)
     stride = rng.uniform(0.15, 0.5) if pose == "walk" else rng.uniform(0, 0.08)
     wide = rng.uniform(0.85, 1.25)
@@ -423,9 +420,7 @@ def _person(
     parts.add(Kind.ELLIPSOID, (x + 0.01, y, z + 1.6 * k), (0.2 * k, 0.17 * k, 0.25 * k), skin)
     parts.add(Kind.ELLIPSOID, (x - 0.02, y, z + 1.65 * k), (0.21 * k, 0.19 * k, 0.2 * k), hair)
     if pose != "ride" and rng.random() < 0.4:
-        parts.add(
-            Kind.BOX, (x - 0.2 * k, y, z + 1.2 * k), (0.18, 0.3, 0.42), pick(rng, _CLOTHES), Material.CLOTH
-        )
+        parts.add(Kind.BOX, (x - 0.2 * k, y, z + 1.2 * k), (0.18, 0.3, 0.42), pick(rng, _CLOTHES), Material.CLOTH)
 
 
 def pedestrian(parts: Parts, rng: np.random.Generator) -> Size:
@@ -443,12 +438,8 @@ def bicycle(parts: Parts, rng: np.random.Generator, ridden: bool | None = None) 
     radius = rng.uniform(0.31, 0.36)
     lean = turn("x", np.pi / 2)
     for x in (-0.52, 0.52):
-        parts.add(
-            Kind.CYLINDER, (x, 0, radius), (2 * radius, 2 * radius, 0.06), RUBBER, rotation=lean, inner=0.8
-        )
-        parts.add(
-            Kind.CYLINDER, (x, 0, radius), (0.12, 0.12, 0.09), np.full(3, 0.5, np.float32), rotation=lean
-        )
+        parts.add(Kind.CYLINDER, (x, 0, radius), (2 * radius, 2 * radius, 0.06), RUBBER, rotation=lean, inner=0.8)
+        parts.add(Kind.CYLINDER, (x, 0, radius), (0.12, 0.12, 0.09), np.full(3, 0.5, np.float32), rotation=lean)
         parts.add(Kind.BOX, (x, 0, radius), (2 * radius, 0.02, 0.03), np.full(3, 0.35, np.float32))
         parts.add(Kind.BOX, (x, 0, radius), (0.03, 0.02, 2 * radius), np.full(3, 0.35, np.float32))
         parts.add(Kind.BOX, (x, 0, 2 * radius + 0.04), (0.45, 0.07, 0.04), colour)
@@ -721,9 +712,7 @@ def lamp_post(parts: Parts, rng: np.random.Generator) -> Size:
                 np.array(light, np.float32),
             )
     else:
-        plate = pick(
-            rng, [(0.08, 0.2, 0.55), (0.75, 0.08, 0.08), (0.85, 0.65, 0.1), (0.1, 0.4, 0.2), WHITE], 0.02
-        )
+        plate = pick(rng, [(0.08, 0.2, 0.55), (0.75, 0.08, 0.08), (0.85, 0.65, 0.1), (0.1, 0.4, 0.2), WHITE], 0.02)
         parts.add(
             Kind.BOX,
             (-0.1, 0, height - 0.35),
@@ -794,9 +783,7 @@ def street_furniture(parts: Parts, rng: np.random.Generator) -> Size:
     parts.add(Kind.BOX, (0, -0.6, 1.2), (3.4, 0.06, 2.2), np.full(3, 0.2, np.float32), Material.GLASS)
     parts.add(Kind.BOX, (0, 0, 2.4), (3.7, 1.5, 0.14), colour)
     for x in (-1.65, 1.65):
-        parts.add(
-            Kind.BOX, (x, -0.1, 1.2), (0.08, 1.1, 2.3), pick(rng, _VEHICLE), Material.SIGN, accent=WHITE
-        )
+        parts.add(Kind.BOX, (x, -0.1, 1.2), (0.08, 1.1, 2.3), pick(rng, _VEHICLE), Material.SIGN, accent=WHITE)
     parts.add(Kind.BOX, (0, -0.3, 0.5), (2.2, 0.35, 0.08), pick(rng, [(0.45, 0.3, 0.18), (0.3, 0.3, 0.3)]))
     return 3.7, 1.5, 2.5
 
@@ -819,9 +806,7 @@ def fence(parts: Parts, rng: np.random.Generator) -> Size:
         )
     elif kind < 0.75:
         colour = pick(rng, [(0.42, 0.3, 0.2), (0.7, 0.7, 0.66), (0.3, 0.4, 0.3)])
-        parts.add(
-            Kind.BOX, (0, 0, height / 2), (length, 0.08, height), colour, Material.PANEL, pattern=(0.16, 0.0)
-        )
+        parts.add(Kind.BOX, (0, 0, height / 2), (length, 0.08, height), colour, Material.PANEL, pattern=(0.16, 0.0))
     else:
         colour = pick(rng, [(0.15, 0.15, 0.16), (0.5, 0.5, 0.5), (0.2, 0.3, 0.22)])
         for z in (0.15, 0.5 * height, height):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64, Int32, Shaped
 
-from slidr.data.synthetic.shapes import Kind, corners
+from slidr.data.synthetic.shapes import corners
 from slidr.data.synthetic.textures import noise
 
 NEAR = 0.3  # metres (times the ray's length): nothing nearer is seen
@@ -89,7 +89,7 @@ def cast(parts: np.ndarray, grid: RayGrid) -> tuple[Int32[np.ndarray, "H W"], Sh
     origin = np.einsum("nji,nj->ni", parts["rotation"], grid.origin - parts["centre"]).astype(dtype)
     rotation = parts["rotation"].astype(dtype)
     half = parts["half"].astype(dtype)
-    kinds = parts["kind"]
+    kinds = parts["kind"].tolist()
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         for i, top, bottom, left, right in sorted(boxes, key=lambda box: nearest[box[0]]):
             window = t[top:bottom, left:right]
@@ -121,9 +121,7 @@ def _slab(across: np.ndarray, down: np.ndarray, origin: np.ndarray, half: np.nda
     return np.minimum(first, inverse), np.maximum(first, inverse)
 
 
-def _box(
-    across: np.ndarray, down: np.ndarray, origin: np.ndarray, half: np.ndarray, part: np.void
-) -> np.ndarray:
+def _box(across: np.ndarray, down: np.ndarray, origin: np.ndarray, half: np.ndarray, part: np.void) -> np.ndarray:
     enter, leave = _slab(across, down, origin, half, 0)
     for axis in (1, 2):
         low, high = _slab(across, down, origin, half, axis)
@@ -143,9 +141,7 @@ def taper_slopes(half: np.ndarray, taper: np.ndarray) -> tuple:
     return slope_x, slope_y, taper[..., 2] / rise
 
 
-def _taper(
-    across: np.ndarray, down: np.ndarray, origin: np.ndarray, half: np.ndarray, part: np.void
-) -> np.ndarray:
+def _taper(across: np.ndarray, down: np.ndarray, origin: np.ndarray, half: np.ndarray, part: np.void) -> np.ndarray:
     slope_x, slope_y, lean = (float(s) for s in taper_slopes(part["half"], part["taper"]))
     middle_x = part["half"][0] * (1 + part["taper"][0]) / 2
     middle_y = part["half"][1] * (1 + part["taper"][1]) / 2
@@ -167,9 +163,7 @@ def _taper(
     return np.where(enter <= leave, enter, np.inf)
 
 
-def _ellipsoid(
-    across: np.ndarray, down: np.ndarray, origin: np.ndarray, half: np.ndarray, part: np.void
-) -> np.ndarray:
+def _ellipsoid(across: np.ndarray, down: np.ndarray, origin: np.ndarray, half: np.ndarray, part: np.void) -> np.ndarray:
     p, q, o = across / half, down / half, origin / half
     a = (p * p).sum(1)[None] + (q * q).sum(1)[:, None]
     for axis in range(3):
@@ -193,9 +187,7 @@ def _open_gaps(
     meet[row[hole], column[hole]] = np.inf
 
 
-def _cylinder(
-    across: np.ndarray, down: np.ndarray, origin: np.ndarray, half: np.ndarray, part: np.void
-) -> np.ndarray:
+def _cylinder(across: np.ndarray, down: np.ndarray, origin: np.ndarray, half: np.ndarray, part: np.void) -> np.ndarray:
     p, q, o = (across / half)[:, :2], (down / half)[:, :2], (origin / half)[:2]
     dx, dy = q[:, 0, None] + p[None, :, 0], q[:, 1, None] + p[None, :, 1]
     a = dx * dx + dy * dy
@@ -211,7 +203,7 @@ def _cylinder(
     return np.where(solid, enter, np.inf)
 
 
-_INTERSECT = {Kind.BOX: _box, Kind.TAPER: _taper, Kind.ELLIPSOID: _ellipsoid, Kind.CYLINDER: _cylinder}
+_INTERSECT = (_box, _taper, _ellipsoid, _cylinder)  # in the order of Kind
 
 
 def _camera_rectangles(parts: np.ndarray, grid: RayGrid) -> list[tuple[int, int, int, int, int]]:

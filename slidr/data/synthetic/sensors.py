@@ -125,8 +125,9 @@ def render(
     height, width = index.shape
     directions = grid.directions().reshape(-1, 3)
     length = np.linalg.norm(directions, axis=1)
-    picture = _sky(directions / length[:, None], look)
-    solid = np.flatnonzero(index.ravel() >= 0)
+    picture = np.empty((height * width, 3), np.float32)
+    sky, solid = np.flatnonzero(index.ravel() < 0), np.flatnonzero(index.ravel() >= 0)
+    picture[sky] = _sky(directions[sky] / length[sky, None], look)
     hit = index.ravel()[solid]
     distance = depth.ravel()[solid]
     ray = directions[solid]
@@ -166,7 +167,7 @@ def render(
 
 def _sky(direction: np.ndarray, look: Look) -> np.ndarray:
     up = np.clip(direction[:, 2], 0.0, 1)
-    blend = (1 - up) ** 5
+    blend = (1 - up) ** 5  # most of the paling is near the horizon
     sky = look.zenith[None] * (1 - blend)[:, None] + look.horizon[None] * blend[:, None]
     glow = np.clip(direction @ look.sun, 0, 1) ** 24 * (1 - look.clouds) * 0.3
     flat = direction[:, :2] / (up + 0.12)[:, None]
@@ -183,12 +184,7 @@ def _develop(picture: np.ndarray, index: np.ndarray, rng: np.random.Generator) -
     padded = np.pad(picture, ((1, 1), (1, 1), (0, 0)), mode="edge")
     around = (padded[:-2, 1:-1] + padded[2:, 1:-1] + padded[1:-1, :-2] + padded[1:-1, 2:]) / 4
     ids = np.pad(index, 1, mode="edge")
-    edge = (
-        (ids[:-2, 1:-1] != index)
-        | (ids[2:, 1:-1] != index)
-        | (ids[1:-1, :-2] != index)
-        | (ids[1:-1, 2:] != index)
-    )
+    edge = (ids[:-2, 1:-1] != index) | (ids[2:, 1:-1] != index) | (ids[1:-1, :-2] != index) | (ids[1:-1, 2:] != index)
     share = np.where(edge, 0.5, 0.12)[..., None].astype(np.float32)
     picture = picture + (around - picture) * share
     y, x = np.linspace(-1, 1, height)[:, None], np.linspace(-1, 1, width)[None]
@@ -228,23 +224,15 @@ def sweep(
     bright = part["reflectivity"] * _mottle(material, place, half, axis)
     bright = bright * (0.25 + 0.75 * cosine) * np.exp(-reach / 120)
     glass = (material == Material.GLASS) | (
-        np.isin(material, (Material.CABIN, Material.BUS))
-        & (axis != 2)
-        & (np.abs(place[:, 2]) < 0.7 * half[:, 2])
+        np.isin(material, (Material.CABIN, Material.BUS)) & (axis != 2) & (np.abs(place[:, 2]) < 0.7 * half[:, 2])
     )
     through = np.where(material == Material.BUS, 0.35, 0.6)
-    lost = (
-        0.03
-        + 0.9 * np.clip(reach / MAX_RANGE, 0, 1) ** 2 * np.clip(1.1 - 3 * bright, 0, 1)
-        + 0.35 * (cosine < 0.05)
-    )
+    lost = 0.03 + 0.9 * np.clip(reach / MAX_RANGE, 0, 1) ** 2 * np.clip(1.1 - 3 * bright, 0, 1) + 0.35 * (cosine < 0.05)
     lost = np.where(glass, np.maximum(lost, through), lost)
     kept = (rng.random(len(solid)) > lost) & (reach < MAX_RANGE) & (reach > 1.0)
     spread = 0.015 + part["roughness"] * np.abs(rng.standard_normal(len(solid)))
     reach = reach + (rng.standard_normal(len(solid)) * spread).astype(np.float32)
-    intensity = np.clip(
-        bright * 80 * np.exp(rng.normal(0, 0.2, len(solid))) + rng.exponential(1.0, len(solid)), 0, 255
-    )
+    intensity = np.clip(bright * 80 * np.exp(rng.normal(0, 0.2, len(solid))) + rng.exponential(1.0, len(solid)), 0, 255)
     stray = rng.random(len(solid)) < 0.0015
     reach = np.where(stray, reach * rng.uniform(0.2, 0.9, len(solid)), reach)
     local = (reach / stretch)[:, None] * (ray @ street_from_lidar[:3, :3].astype(np.float32))

@@ -112,9 +112,7 @@ def turn(axis: str, angle: float) -> Float64[np.ndarray, "3 3"]:
     return np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
 
 
-def place(
-    parts: np.ndarray, position: Float64[np.ndarray, "O 3"], yaw: Float64[np.ndarray, " O"]
-) -> np.ndarray:
+def place(parts: np.ndarray, position: Float64[np.ndarray, "O 3"], yaw: Float64[np.ndarray, " O"]) -> np.ndarray:
     """Parts given in their owners' frames, moved to the owners' positions and headings."""
     placed = parts.copy()
     owner = parts["owner"]

@@ -28,12 +28,11 @@ from slidr.data.synthetic.textures import Material
 
 REACH = 80.0  # metres of street before the start and past the end of the ego car's way
 KERB = 0.14  # metres that pavements stand above the road
-# What lines the kerbs, over and over in a scene's own order.
-KERB_DECK = (
-    ("vehicle.car", "gap") * 2
-    + ("vehicle.truck", "vehicle.bus.rigid", "vehicle.trailer", "vehicle.motorcycle", "vehicle.bicycle")
-    + ("works", "barriers", "cones", "island")
-)
+# What lines the kerbs, over and over in a scene's own order. The long vehicles stand across the road, where they are seen whole.
+NEAR_DECK = ("vehicle.car", "gap") * 2 + ("vehicle.motorcycle", "vehicle.bicycle", "people")
+NEAR_DECK += ("works", "barriers", "cones", "island")
+FAR_DECK = ("vehicle.truck", "vehicle.bus.rigid", "works", "vehicle.car", "gap") + ("vehicle.trailer",) * 2
+FAR_DECK += ("vehicle.motorcycle", "vehicle.bicycle", "barriers", "island")
 
 
 @dataclass(frozen=True)
@@ -116,9 +115,7 @@ class _Builder:
         category, size, (x, y, z), yaw, speed = self.rows[-1]
         self.rows[-1] = (category, size, (x + ahead, y + aside, z), yaw, speed)
 
-    def scenery(
-        self, label: str, maker: object, x: float, y: float, z: float, yaw: float, *extra: object
-    ) -> tuple:
+    def scenery(self, label: str, maker: object, x: float, y: float, z: float, yaw: float, *extra: object) -> tuple:
         self.begin(label)
         size = maker(self.parts, self.rng, *extra)  # type: ignore[operator]
         self.end("", size, x, y, z, yaw, 0.0)
@@ -168,22 +165,21 @@ def draw_look(rng: np.random.Generator) -> Look:
 def build_street(rng: np.random.Generator, seconds: float) -> Street:
     """A new street for a drive of `seconds`; every lidarseg class stands along every stretch of it."""
     build = _Builder(rng)
-    ego_speed = float(rng.uniform(2.5, 7.0))
+    ego_speed = float(rng.uniform(4.0, 9.0))
     span = (-REACH, REACH + ego_speed * seconds)
     lane = float(rng.uniform(3.2, 3.7))
     median = float(rng.choice([0.0, rng.uniform(1.2, 2.6)]))
     lanes = int(rng.choice([1, 2], p=[0.65, 0.35]))
-    cycles, parking = float(rng.uniform(0.8, 2.4)), 2.6  # a margin or cycle lane, and the lane along the kerb
+    cycles, parking = float(rng.uniform(1.7, 2.7)), 2.6  # a margin or cycle lane, and the lane along the kerb
     edge = median / 2 + lanes * lane + cycles + parking  # half width between kerbs
     _ground(build, span, edge, lane, median)
-    deck = [str(item) for item in rng.permutation(KERB_DECK)]
-    for side in (-1, 1):
-        # The other side is half a deck ahead: what stands far on one side is near on the other.
-        shifted = deck if side < 0 else deck[len(deck) // 2 :] + deck[: len(deck) // 2]
-        _kerb_side(build, span, side, side * (edge - parking / 2 - 0.1), shifted)
+    for side, cards in ((-1, NEAR_DECK), (1, FAR_DECK)):
+        deck = [str(item) for item in rng.permutation(cards)]
+        _kerb_side(build, span, side, side * (edge - parking / 2 - 0.1), deck)
         _pavement(build, span, side, edge)
     ego_lane = -(median / 2 + lane / 2)
-    _traffic(build, span, ego_lane, lane, lanes, median, ego_speed, edge)
+    _traffic(build, span, lane, lanes, median, ego_speed)
+    _riders(build, span, edge - parking - cycles / 2, ego_speed)
     table = build.parts.table()
     category, size, start, yaw, speed = zip(*build.rows, strict=True)
     return Street(
@@ -301,18 +297,20 @@ def _kerb_side(build: _Builder, span: tuple[float, float], side: int, y: float, 
             x += _works(build, x, y, side, heading)
         elif item == "barriers":
             for k in range(int(rng.integers(2, 4))):
-                build.thing(
-                    "movable_object.barrier", x + 1.2 + 2.5 * k, y - side * rng.uniform(0.2, 0.9), yaw=yaw
-                )
+                build.thing("movable_object.barrier", x + 1.2 + 2.5 * k, y - side * rng.uniform(0.2, 0.9), yaw=yaw)
             x += 7.6
         elif item == "cones":
             for k in range(int(rng.integers(4, 6))):
-                build.thing(
-                    "movable_object.trafficcone", x + 0.4 + 1.1 * k, y - side * rng.uniform(0.4, 1.2), yaw=k
-                )
+                build.thing("movable_object.trafficcone", x + 0.4 + 1.1 * k, y - side * rng.uniform(0.4, 1.2), yaw=k)
             x += 5.4
         elif item == "gap":
             x += rng.uniform(3, 7)
+        elif item == "people":
+            for k in range(int(rng.integers(2, 5))):
+                build.thing(
+                    "human.pedestrian.adult", x + 0.9 * k, y - side * rng.uniform(-0.6, 1.0), yaw=rng.uniform(0, 6)
+                )
+            x += 4.5
         elif item == "island":
             x += _island(build, x, y, side)
         else:
@@ -343,9 +341,7 @@ def _island(build: _Builder, x: float, y: float, side: int) -> float:
     length = rng.uniform(5, 8)
     build.slab("flat.other", (x, x + length), (y - 1.2, y + 1.2), KERB, **_flat(rng, "flat.other"))
     if rng.random() < 0.5:
-        build.scenery(
-            "static.vegetation", tree if rng.random() < 0.5 else shrub, x + length / 2, y, KERB, 0.0
-        )
+        build.scenery("static.vegetation", tree if rng.random() < 0.5 else shrub, x + length / 2, y, KERB, 0.0)
     else:
         build.scenery(
             "static.manmade",
@@ -367,9 +363,7 @@ def _pavement(build: _Builder, span: tuple[float, float], side: int, edge: float
         y = side * (edge + rng.uniform(0.5, 1.0))
         facing = 0.0 if side < 0 else np.pi
         if kind < 0.3:
-            build.scenery(
-                "static.vegetation", tree, x, side * (edge + rng.uniform(0.7, 1.4)), KERB, rng.uniform(0, 6)
-            )
+            build.scenery("static.vegetation", tree, x, side * (edge + rng.uniform(0.7, 1.4)), KERB, rng.uniform(0, 6))
         elif kind < 0.5:
             build.scenery("static.vegetation", shrub, x, side * (edge + rng.uniform(0.9, 1.3)), KERB, 0.0)
         elif kind < 0.8:
@@ -387,9 +381,7 @@ def _pavement(build: _Builder, span: tuple[float, float], side: int, edge: float
     x = span[0]
     while x < span[1]:
         name = str(
-            rng.choice(
-                ["human.pedestrian.adult"] * 6 + ["human.pedestrian.child", "human.pedestrian.police_officer"]
-            )
+            rng.choice(["human.pedestrian.adult"] * 6 + ["human.pedestrian.child", "human.pedestrian.police_officer"])
         )
         moving = rng.random() < 0.7
         yaw = float(rng.choice([0.0, np.pi]) + rng.normal(0, 0.15)) if moving else rng.uniform(0, 6)
@@ -416,9 +408,7 @@ def _backdrop(build: _Builder, span: tuple[float, float], side: int, edge: float
     x = span[0] - 20
     while x < span[1] + 20:
         here = str(rng.choice(["block", "house", "hall"])) if style == "mixed" else style
-        length = {"block": rng.uniform(10, 26), "house": rng.uniform(8, 13), "hall": rng.uniform(16, 34)}[
-            here
-        ]
+        length = {"block": rng.uniform(10, 26), "house": rng.uniform(8, 13), "hall": rng.uniform(16, 34)}[here]
         depth = rng.uniform(9, 14)
         setback = edge + (rng.uniform(5.0, 7.5) if here == "block" else rng.uniform(8, 13))
         if rng.random() < 0.2:
@@ -464,23 +454,11 @@ def _backdrop(build: _Builder, span: tuple[float, float], side: int, edge: float
 
 
 def _traffic(
-    build: _Builder,
-    span: tuple[float, float],
-    ego_lane: float,
-    lane: float,
-    lanes: int,
-    median: float,
-    ego_speed: float,
-    edge: float,
+    build: _Builder, span: tuple[float, float], lane: float, lanes: int, median: float, ego_speed: float
 ) -> None:
-    """Cars, buses, trucks, cyclists and motorcyclists under way; each lane flows at one speed."""
+    """Cars, buses and trucks under way; each lane flows at one speed."""
     rng = build.rng
-    kinds = ["vehicle.car"] * 5 + [
-        "vehicle.truck",
-        "vehicle.bus.rigid",
-        "vehicle.motorcycle",
-        "vehicle.bicycle",
-    ]
+    kinds = ["vehicle.car"] * 3 + ["vehicle.truck", "vehicle.bus.rigid"]
     for direction in (1, -1):
         for k in range(lanes):
             own = direction == 1 and k == 0
@@ -489,9 +467,22 @@ def _traffic(
             x = span[0] + rng.uniform(0, 20)
             while x < span[1]:
                 kind = str(rng.choice(kinds))
-                cycle = kind in ("vehicle.motorcycle", "vehicle.bicycle")
-                options = {"ridden": True} if cycle else {}
-                if not (own and -13 < x < 15):
-                    shift = rng.normal(0, 0.15) - (direction * 0.6 if cycle else 0)
-                    build.thing(kind, x, y + shift, 0.0, 0.0 if direction > 0 else np.pi, speed, **options)
-                x += rng.uniform(18, 36)
+                if not (own and -14 < x < 16):
+                    build.thing(kind, x, y + rng.normal(0, 0.15), 0.0, 0.0 if direction > 0 else np.pi, speed)
+                x += rng.uniform(20, 40)
+
+
+def _riders(build: _Builder, span: tuple[float, float], y: float, ego_speed: float) -> None:
+    """Cyclists and motorcyclists beside the lanes, bound both ways."""
+    rng = build.rng
+    for direction in (1, -1):
+        speed = ego_speed if direction > 0 else rng.uniform(3, 8)
+        x = span[0] + rng.uniform(0, 10)
+        turn = int(rng.integers(2))
+        while x < span[1]:
+            kind = ("vehicle.motorcycle", "vehicle.bicycle")[turn % 2]
+            turn += 1
+            aside = -direction * (y + rng.uniform(-0.3, 0.3))
+            if not (direction > 0 and -5 < x < 4):  # not right beside the ego car, all the way
+                build.thing(kind, x, aside, 0.0, 0.0 if direction > 0 else np.pi, float(speed), ridden=True)
+            x += rng.uniform(7, 20)

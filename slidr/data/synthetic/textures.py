@@ -37,6 +37,7 @@ class Material(IntEnum):
     TRACK = 19
     MACHINE = 20
     ROOF = 21
+    CURTAIN = 22
 
 
 @dataclass(frozen=True)
@@ -200,6 +201,33 @@ def _panel(at: Spots) -> np.ndarray:
     return colour
 
 
+def _curtain(at: Spots) -> np.ndarray:
+    """A trailer's tarpaulin: folds, pale straps, a lettered panel (accent), a red and white edge below, doors behind.
+
+    Pattern: (strap spacing, height share of the lettering).
+    """
+    s, t = at.plane()
+    hz = at.half[:, 2]
+    spacing = np.maximum(at.pattern[:, 0], 0.2)
+    fold = np.sin(2 * np.pi * s / spacing) * 0.10 + 0.05 * noise(s, t * 0.3, 1.0, at.shift)
+    colour = at.colour * (1 + fold)[:, None]
+    side, end = at.face == 1, at.face == 0
+    strap = side & (np.abs((s / spacing) % 1 - 0.5) * spacing < 0.04) & (t < 0.85 * hz)
+    colour[strap] = 0.75
+    letters = side & (np.abs(t - 0.2 * hz) < at.pattern[:, 1] * hz) & (np.abs(s) < 0.62 * at.half[:, 0])
+    letters &= (np.abs(np.sin(np.floor(s / 0.45) * 12.9 + at.shift)) % 0.37 > 0.1) & (
+        np.abs((s / 0.45) % 1 - 0.5) < 0.36
+    )
+    colour[letters] = at.accent[letters]
+    edge = (t < -0.88 * hz) & (at.face != 2)
+    colour[edge] = np.where(((s / 0.5) % 1 < 0.5)[:, None], (0.75, 0.08, 0.07), (0.9, 0.9, 0.88))[edge]
+    seam = end & ((np.abs(s) < 0.03) | (np.abs(np.abs(s) - 0.55) < 0.025))
+    colour[seam] = 0.15
+    lamp = end & ~at.front & (np.abs(s) > 0.75 * at.half[:, 1]) & (t < -0.7 * hz) & ~edge
+    colour[lamp] = (0.7, 0.06, 0.05)
+    return colour
+
+
 def _facade(at: Spots) -> np.ndarray:
     """Rows of windows, some lit or with blinds, over a plinth (accent); pattern: (bay width, storey height)."""
     s, t = at.plane()
@@ -212,9 +240,7 @@ def _facade(at: Spots) -> np.ndarray:
     window = (np.abs(u - 0.5) < 0.29) & (np.abs(v - 0.52) < 0.27) & (at.face != 2)
     frame = (np.abs(u - 0.5) < 0.34) & (np.abs(v - 0.52) < 0.33) & (at.face != 2) & ~window
     shop = window & (row == 0)
-    pane = np.where(
-        (dice > 0.75)[:, None], 0.35 * at.colour + 0.3, (0.07 + 0.13 * v)[:, None] * (0.8, 1.0, 1.25)
-    )
+    pane = np.where((dice > 0.75)[:, None], 0.35 * at.colour + 0.3, (0.07 + 0.13 * v)[:, None] * (0.8, 1.0, 1.25))
     wall[frame] = wall[frame] * 1.18
     wall[window] = pane[window]
     wall[shop] = 0.6 * wall[shop] + 0.25 * at.accent[shop]
@@ -243,9 +269,7 @@ def _concrete(at: Spots) -> np.ndarray:
     """Stained grey with board joints; pattern: (joint spacing, stain strength)."""
     s, t = at.plane()
     stain = 0.10 * noise(s, t * 0.4, 4.0, at.shift) + 0.05 * noise(s, t, 0.6, at.shift) * _fade(at, 0.1)
-    joint = (np.abs(s / np.maximum(at.pattern[:, 0], 0.2) % 1) * at.pattern[:, 0] < 0.03) & (
-        at.pattern[:, 0] > 0
-    )
+    joint = (np.abs(s / np.maximum(at.pattern[:, 0], 0.2) % 1) * at.pattern[:, 0] < 0.03) & (at.pattern[:, 0] > 0)
     return at.colour * (1 + stain - 0.3 * joint * _fade(at, 0.05))[:, None]
 
 
@@ -253,13 +277,9 @@ def _foliage(at: Spots) -> np.ndarray:
     """Clumps of leaves, dark gaps below and light tips above (accent)."""
     x, y, z = at.place.T
     around = np.arctan2(y, x) * at.half[:, 0]
-    clump = noise(around, z + 0.3 * x, 0.9, at.shift) + 0.9 * noise(around, z, 0.35, at.shift) * _fade(
-        at, 0.12
-    )
+    clump = noise(around, z + 0.3 * x, 0.9, at.shift) + 0.9 * noise(around, z, 0.35, at.shift) * _fade(at, 0.12)
     light = np.clip(0.5 + 0.3 * clump + 0.25 * z / at.half[:, 2], 0, 1.25)
-    return (
-        at.colour * (0.25 + 0.75 * light)[:, None] + at.accent * (np.clip(clump - 0.7, 0, 1) * 0.5)[:, None]
-    )
+    return at.colour * (0.25 + 0.75 * light)[:, None] + at.accent * (np.clip(clump - 0.7, 0, 1) * 0.5)[:, None]
 
 
 def _bark(at: Spots) -> np.ndarray:
@@ -389,6 +409,7 @@ _TEXTURES: dict[Material, Callable[[Spots], np.ndarray]] = {
     Material.TRACK: _track,
     Material.MACHINE: _machine,
     Material.ROOF: _roof,
+    Material.CURTAIN: _curtain,
 }
 
 
