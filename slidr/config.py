@@ -50,7 +50,7 @@ class ConfigError(ValueError):
 class VoxelConfig:
     cylindrical: bool = True  # (rho, phi, z) voxels; false: (x, y, z)
     size: tuple[float, float, float] = (0.1, 1.0, 0.1)  # cylindrical: m, degrees, m; Cartesian: m, m, m
-    azimuth_wrap: bool = False  # true joins phi = -180 and +180 degrees (the original does not)
+    azimuth_wrap: bool = False  # true: azimuth cells count modulo 360 degrees (the original's do not)
 
 
 @dataclass(frozen=True)

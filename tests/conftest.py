@@ -11,11 +11,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 # Before anything imports ray: no telemetry, no token written into the home directory.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+# A busy machine must not fail a property.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 SHARED = Path(os.environ.get("SLIDR_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 

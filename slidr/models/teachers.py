@@ -12,13 +12,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from slidr.config import TeacherName
 from slidr.models import efficientnet
@@ -28,6 +26,7 @@ from slidr.models.files import read_checkpoint
 from slidr.models.resnet import ResNet, resnet18, resnet50
 from slidr.models.vit import VisionTransformer, vit_base, vit_small
 from slidr.models.weights import load_encoder
+from slidr.ops.upsampled import UpsampledMap
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -94,11 +93,15 @@ class Teacher(nn.Module):
         return self
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C H W"]:
-        """Features of every pixel, of length 1 over C; images are RGB in [0, 1], of any size.
+        """Features of every pixel, of length 1 over C; images are RGB in [0, 1], of any size. See `coarse`."""
+        return self.coarse(images).dense()
+
+    def coarse(self, images: Float[Tensor, "B 3 H W"]) -> UpsampledMap:
+        """The same as `forward`, at the encoder's resolution: upsampling and normalisation are left to the asker.
 
         Sides that are no multiple of the encoder's stride are extended by repeating the last row and column,
-        and the answer is cropped, so a pixel's place in the map never depends on the remainder. A feature
-        shorter than 1e-6 is divided by 1e-6. Raises `ValueError` for another shape.
+        and the answer is cropped, so a pixel's place in the map never depends on the remainder. Raises
+        `ValueError` for another shape.
         """
         if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
             raise ValueError(f"teacher: expected images of shape (B, 3, H, W), got {tuple(images.shape)}")
@@ -109,36 +112,7 @@ class Teacher(nn.Module):
             if below or right:
                 normalised = F.pad(normalised, (0, right, 0, below), mode="replicate")
             features = self.encoder(normalised)
-        answer = self.decoder(features)
-        size = (height + below, width + right)
-        answer = F.interpolate(answer, size=size, mode="bilinear", align_corners=True)[..., :height, :width]
-        return unit_vectors(answer.float())
-
-
-def unit_vectors(maps: Float[Tensor, "B C H W"], eps: float = 1e-6) -> Float[Tensor, "B C H W"]:
-    """Every pixel's feature x over its length: x / max(|x|, eps). Differentiable once.
-
-    The value of `torch.nn.functional.normalize` in about half its time: full-size maps are the largest
-    tensors of a training step.
-    """
-    return _UnitVectors.apply(maps, eps)
-
-
-class _UnitVectors(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, maps: Tensor, eps: float) -> Tensor:
-        inverse = torch.linalg.vector_norm(maps, dim=1, keepdim=True).clamp_(min=eps).reciprocal_()
-        units = maps * inverse
-        ctx.save_for_backward(units, inverse)
-        return units
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        # d(x / |x|) = (g - u (u . g)) / |x|; below eps the length is a constant and u (u . g) vanishes.
-        units, inverse = ctx.saved_tensors
-        along = (grad * units).sum(dim=1, keepdim=True)
-        return torch.addcmul(grad, units, along, value=-1).mul_(inverse), None
+        return UpsampledMap(self.decoder(features), (height + below, width + right), (height, width))
 
 
 def build_teacher(

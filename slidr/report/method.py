@@ -6,14 +6,13 @@ import io
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int32
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from slidr.config import VoxelConfig
-from slidr.ops.pooling import map_segment_mean
+from slidr.ops.upsampled import UpsampledMap
 from slidr.types import PairBatch
 
 _RANGE = 30.0  # metres shown around the sensor, seen from above
@@ -23,8 +22,7 @@ _DPI = 110
 def method_figure(
     batch: PairBatch,
     rows: Float[Tensor, "V C"],
-    maps: Float[Tensor, "I C H W"],
-    voxel: VoxelConfig,
+    maps: UpsampledMap,
     image: int = 0,
 ) -> bytes:
     """PNG of one image of a one-frame batch and its cloud, features coloured by one common projection.
@@ -35,7 +33,7 @@ def method_figure(
     """
     superpixels = batch.superpixels[image].numpy()
     segments = int(batch.superpixels.max()) + 1
-    means, counts = map_segment_mean(maps, batch.superpixels, segments)
+    means, counts = maps.segment_means(batch.superpixels, segments)
     project = _Projection(means.reshape(-1, means.shape[-1])[counts.reshape(-1) > 0])
     here = batch.pixel_index[:, 0] == image
     row, column = batch.pixel_index[here, 1].numpy(), batch.pixel_index[here, 2].numpy()
@@ -51,23 +49,13 @@ def method_figure(
     _show(axes[1, 0], teacher, "3  teacher: one feature per superpixel")
     _show(axes[1, 1], picture * 0.25, "4  student: the same, from the points alone")
     axes[1, 1].scatter(column, row, s=4, c=project(rows[batch.point_index[here]]), linewidths=0)
-    cloud = batch.points[:, 1:].numpy()
-    centres = voxel_centres(batch.coordinates[:, 1:].numpy(), voxel)
+    cloud = batch.points[:, 1:].numpy()  # a point for every row of a voxel student
     _show_above(axes[0, 2], cloud, "#c8c8c8", "the sweep from above: all that the student sees")
-    _show_above(axes[1, 2], centres, project(rows), "5  student features of the whole sweep")
+    _show_above(axes[1, 2], cloud, project(rows), "5  student features of the whole sweep")
     figure.tight_layout()
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
-
-
-def voxel_centres(coordinates: Int32[np.ndarray, "V 3"], voxel: VoxelConfig) -> Float64[np.ndarray, "V 3"]:
-    """Where voxels lie, metres in the lidar frame."""
-    middle = (coordinates + 0.5) * np.array(voxel.size)
-    if not voxel.cylindrical:
-        return middle
-    rho, phi = middle[:, 0], np.deg2rad(middle[:, 1])
-    return np.stack([rho * np.cos(phi), rho * np.sin(phi), middle[:, 2]], axis=1)
 
 
 class _Projection:

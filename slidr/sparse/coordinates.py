@@ -172,7 +172,7 @@ class CoordinateManager:
     def window(
         self, stride: Triple, kernel: Triple, factor: Triple, padding: Triple, shape: Triple
     ) -> tuple[KernelMap, Triple]:
-        """Pairs of a convolution with an output wherever its window meets an input, and the grid shape of outputs.
+        """Pairs of a convolution with an output wherever its window meets an input, and its output shape.
 
         Lattice index convention: output o reads inputs o * factor - padding + k, as dense convolution does.
         """

@@ -3,7 +3,7 @@
 Forward:   out[o] = sum over pairs (i, o, k) of x[i] @ W[k]
 Backward:  dx[i] = sum of dout[o] @ W[k]^T;   dW[k] = sum of x[i]^T dout[o]
 Pairs lie offset after offset, so a gathered slice meets one W[k]; the products of an output row are then
-added by one segment sum that writes every row once, in a fixed order (no atomics: results repeat bit for bit).
+added by one segment sum that writes every row once, in a fixed order (no atomics: results repeat).
 """
 
 from __future__ import annotations

@@ -10,11 +10,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from slidr.config import Config, LossConfig
-from slidr.losses import point_pixel_info_nce, superpixel_info_nce, superpixel_means
+from slidr.losses import ImageFeatures, point_pixel_info_nce, superpixel_info_nce, superpixel_means
 from slidr.metrics import superpixel_retrieval
 from slidr.models.students import build_student, student_rows
 from slidr.models.teachers import Teacher, build_teacher
 from slidr.models.weights import load_student, voxel_expectation
+from slidr.ops.upsampled import UpsampledMap
 from slidr.training import workers
 from slidr.types import PairBatch
 
@@ -30,9 +31,9 @@ class Distiller(nn.Module):
         self.student = student
         self.teacher = teacher
 
-    def forward(self, batch: PairBatch) -> tuple[Float[Tensor, "R C"], Float[Tensor, "I C H W"]]:
+    def forward(self, batch: PairBatch) -> tuple[Float[Tensor, "R C"], UpsampledMap]:
         """(student rows, teacher feature maps), both of unit length over channels."""
-        return student_rows(self.student, batch), self.teacher(batch.images)
+        return student_rows(self.student, batch), self.teacher.coarse(batch.images)
 
 
 def build_distiller(config: Config) -> Distiller:
@@ -52,7 +53,7 @@ def build_distiller(config: Config) -> Distiller:
 
 
 def distill_loss(
-    outputs: tuple[Tensor, Tensor], batch: PairBatch, config: LossConfig
+    outputs: tuple[Float[Tensor, "R C"], ImageFeatures], batch: PairBatch, config: LossConfig
 ) -> tuple[Float[Tensor, ""], dict[str, float]]:
     """The mean of the configured losses of one batch, and each by its name where there are several."""
     rows, maps = outputs
@@ -137,9 +138,7 @@ def evaluate_distiller(
         outputs = model(batch)
         loss, _ = distill_loss(outputs, batch, alone)
         rows, maps = outputs
-        means = superpixel_means(
-            rows, maps, batch.superpixels, batch.point_index, batch.pixel_index, config.min_points
-        )
+        means = superpixel_means(rows, maps, batch.superpixels, batch.point_index, batch.pixel_index, config.min_points)
         hits, total = superpixel_retrieval(means.student_means, means.teacher_means, means.image_of_superpixel)
         for name, value in zip(sums, (float(loss), 1, hits, total), strict=True):
             sums[name] += value

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from slidr.models import efficientnet
-from slidr.models.teachers import IMAGENET_MEAN, IMAGENET_STD, TEACHERS, Teacher, build_teacher, unit_vectors
+from slidr.models.teachers import IMAGENET_MEAN, IMAGENET_STD, TEACHERS, Teacher, build_teacher
 from slidr.models.vit import VisionTransformer
 
 GOLDEN = ["dilation_resnet50", "ppkt_resnet18", "ppkt_resnet50", "dino_vits16"]
@@ -156,29 +156,6 @@ def test_a_zero_feature_stays_finite_and_so_does_its_gradient(street: torch.Tens
     features.sum().backward()
     assert torch.equal(features, torch.zeros_like(features))
     assert all(bool(torch.isfinite(p.grad).all()) for p in teacher.trainable_parameters())
-
-
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_unit_vectors_equal_normalize_in_value_and_gradient(layout: torch.memory_format) -> None:
-    generator = torch.Generator().manual_seed(0)
-    maps = torch.randn(2, 5, 3, 4, generator=generator, dtype=torch.double).contiguous(memory_format=layout)
-    maps.requires_grad_()
-    cotangent = torch.randn(2, 5, 3, 4, generator=generator, dtype=torch.double)
-    expected = F.normalize(maps, dim=1)
-    got = unit_vectors(maps)
-    assert torch.allclose(got, expected, rtol=1e-12)
-    (wanted,) = torch.autograd.grad(expected, maps, cotangent)
-    assert torch.allclose(torch.autograd.grad(got, maps, cotangent)[0], wanted, rtol=1e-10)
-    assert torch.autograd.gradcheck(unit_vectors, (maps[:1, :, :2, :2].detach().requires_grad_(),))
-
-
-def test_unit_vectors_shorter_than_eps_are_scaled_by_a_constant() -> None:
-    maps = torch.full((1, 2, 1, 1), 1e-9, dtype=torch.double, requires_grad=True)
-    got = unit_vectors(maps)
-    assert torch.allclose(got, maps / 1e-6)
-    got[0, 0].sum().backward()
-    assert maps.grad is not None
-    assert torch.allclose(maps.grad.flatten(), torch.tensor([1e6, 0.0], dtype=torch.double), atol=10.0)
 
 
 def test_random_weights_follow_torchs_seed() -> None:

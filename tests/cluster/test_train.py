@@ -1,0 +1,190 @@
+"""Distillation end to end on a tiny synthetic world: in this process, on one Ray worker, on two."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from slidr.cluster import train
+from slidr.cluster.session import ClusterError
+from slidr.cluster.superpixels import compute_superpixels
+from slidr.cluster.train import TrainingFailed, check_room, pretrain
+from slidr.config import (
+    AugmentConfig,
+    ClusterConfig,
+    Config,
+    DataConfig,
+    LossConfig,
+    OptimConfig,
+    RunConfig,
+    StudentConfig,
+    SuperpixelConfig,
+    TeacherConfig,
+    VoxelConfig,
+)
+from slidr.data.frames import write_frames
+from slidr.data.nuscenes import read_frames
+from slidr.models.minkunet import MinkUNet14
+from slidr.models.weights import load_student
+from slidr.tracking import read_journal, tracking_uri
+from slidr.training.checkpoint import CheckpointFolder
+from slidr.training.runs import RunError
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def base(tiny_world: Path, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """A config whose frame table and superpixels exist, and whose networks are small."""
+    folder = tmp_path_factory.mktemp("train")
+    config = Config(
+        data=DataConfig(
+            root=str(tiny_world),
+            frames=str(folder / "frames.parquet"),
+            max_val_frames=2,
+            image_size=(56, 104),
+            voxel=VoxelConfig(size=(0.4, 2.0, 0.4)),
+            augment=AugmentConfig(crop=False, drop_cuboid=False),
+        ),
+        superpixels=SuperpixelConfig(folder=str(folder / "superpixels"), segments=40, sigma=1.0),
+        student=StudentConfig(name="minkunet14", width=0.25),
+        teacher=TeacherConfig(name="efficientnet_lite0", weights="imagenet"),
+        loss=LossConfig(gather_negatives=True),
+        optim=OptimConfig(name="adamw", lr=3e-3, epochs=10, max_steps=10, batch_size=2, schedule="one_cycle"),
+        run=RunConfig(folder=str(folder / "runs"), log_every=1, checkpoint_every=4, score_frames=2),
+        cluster=ClusterConfig(num_workers=0),
+    )
+    frames = read_frames(tiny_world, "v1.0-trainval")
+    write_frames(frames, config.data.frames)
+    report = compute_superpixels(frames, config.data, config.superpixels, config.cluster, progress=False)
+    assert not report.failed
+    return config
+
+
+def named(config: Config, name: str, workers: int = 0, **run: Any) -> Config:
+    return replace(
+        config,
+        run=replace(config.run, name=name, **run),
+        cluster=replace(config.cluster, num_workers=workers),
+    )
+
+
+@pytest.fixture(scope="module")
+def alone(base: Config) -> tuple[Config, dict[str, Any]]:
+    """An undisturbed run in this process, and its scores."""
+    config = named(base, "alone")
+    return config, pretrain(config, progress=False)
+
+
+def losses(config: Config) -> list[float]:
+    journal = read_journal(Path(config.run.folder, config.run.name, "metrics.jsonl"))
+    return [metrics["loss"] for _, metrics in sorted(journal.items()) if "loss" in metrics]
+
+
+def weights(config: Config) -> dict[str, torch.Tensor]:
+    state = CheckpointFolder(str(Path(config.run.folder, config.run.name, "checkpoints"))).newest()
+    assert state is not None
+    return {**state["student"], **{f"head.{name}": value for name, value in state["head"].items()}}
+
+
+def test_a_run_leaves_scores_checkpoints_a_student_and_an_mlflow_run(alone: tuple[Config, dict[str, Any]]) -> None:
+    from mlflow import MlflowClient
+
+    config, result = alone
+    folder = Path(config.run.folder, config.run.name)
+    assert json.loads((folder / "result.json").read_text()) == result
+    assert result["steps"] == 10
+    assert 0 <= result["retrieval_untrained"] <= 1
+    assert losses(config)[-1] < losses(config)[0]
+    run = MlflowClient(tracking_uri=tracking_uri(config)).get_run((folder / "mlflow_run_id").read_text())
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["retrieval"] == pytest.approx(result["retrieval"])
+    assert run.data.params["student.name"] == "minkunet14"
+
+
+def test_the_student_that_is_left_loads_strictly(alone: tuple[Config, dict[str, Any]]) -> None:
+    config, result = alone
+    student = MinkUNet14(in_channels=1, out_channels=64, width=0.25)
+    report = load_student(student, result["student"], expect=None)
+    assert not report.missing
+    for name, value in weights(config).items():
+        if not name.startswith("head."):
+            assert torch.equal(student.state_dict()[name], value)
+
+
+def test_an_interrupted_run_ends_in_the_same_weights(
+    base: Config, alone: tuple[Config, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = named(base, "interrupted")
+    real_sample = train.PairSource.sample
+    made = 0
+
+    def dying_sample(self: Any, *arguments: Any) -> Any:
+        nonlocal made
+        made += 1
+        if made == 13:  # within step 7; the last checkpoint is from step 4
+            raise KeyboardInterrupt
+        return real_sample(self, *arguments)
+
+    monkeypatch.setattr(train.PairSource, "sample", dying_sample)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(config, progress=False)
+    monkeypatch.undo()
+    with pytest.raises(RunError, match=r"--run\.resume"):
+        pretrain(config, progress=False)
+    result = pretrain(named(config, "interrupted", resume=True), progress=False)
+    for name, value in weights(alone[0]).items():
+        assert torch.equal(weights(config)[name], value), name
+    assert losses(config) == losses(alone[0])
+    assert result["retrieval"] == alone[1]["retrieval"]
+
+
+def test_resuming_with_other_values_is_refused_by_key(base: Config, alone: tuple[Config, dict[str, Any]]) -> None:
+    config = named(base, "alone", resume=True)
+    other = replace(config, optim=replace(config.optim, lr=0.1))
+    with pytest.raises(RunError, match=r"optim\.lr was 0\.003, now 0\.1"):
+        pretrain(other, progress=False)
+
+
+def test_resuming_a_finished_run_returns_its_scores(alone: tuple[Config, dict[str, Any]]) -> None:
+    config, result = alone
+    assert pretrain(named(config, "alone", resume=True), progress=False) == result
+
+
+@pytest.fixture(scope="module")
+def on_ray(base: Config) -> dict[int, Config]:
+    """The same run on one and on two Ray workers."""
+    configs = {workers: named(base, f"ray-{workers}", workers) for workers in (1, 2)}
+    for config in configs.values():
+        pretrain(config, progress=False)
+    return configs
+
+
+def test_one_ray_worker_equals_the_calling_process(
+    on_ray: dict[int, Config], alone: tuple[Config, dict[str, Any]]
+) -> None:
+    assert losses(on_ray[1]) == pytest.approx(losses(alone[0]), rel=1e-5)
+
+
+def test_two_workers_agree_with_one_over_the_first_ten_steps(on_ray: dict[int, Config]) -> None:
+    assert len(losses(on_ray[1])) == 10
+    assert losses(on_ray[2]) == pytest.approx(losses(on_ray[1]), abs=1e-4)
+
+
+def test_a_failing_worker_ends_the_run_with_its_reason(base: Config) -> None:
+    config = named(replace(base, optim=replace(base.optim, lr=1e30)), "diverging", workers=1)
+    with pytest.raises(TrainingFailed, match=r"optim\.lr.*--run\.resume"):
+        pretrain(config, progress=False)
+
+
+def test_a_cluster_too_small_for_workers_and_loader_is_refused_with_the_numbers(ray_cluster: None) -> None:
+    with pytest.raises(ClusterError, match=r"3 workers x 1 CPUs \+ 1 loader CPUs need 4 CPUs, the cluster has 3"):
+        check_room(ClusterConfig(num_workers=3))
+    with pytest.raises(ClusterError, match="use_gpu"):
+        check_room(ClusterConfig(use_gpu=True))
+    check_room(ClusterConfig(num_workers=2))
