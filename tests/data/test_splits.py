@@ -1,0 +1,45 @@
+"""Splits and fractions, against what the data sets publish."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slidr.data.nuscenes import scenes_of_splits
+from slidr.data.splits import SEMANTIC_KITTI_SEQUENCES, VERIFY_SCENES, every, pretraining_splits, step_of
+
+
+def test_verify_holds_100_training_scenes() -> None:
+    assert len(VERIFY_SCENES) == 100
+    assert set(scenes_of_splits()["train"]) >= VERIFY_SCENES
+
+
+def test_parametrize_and_verify_share_out_the_700_training_scenes() -> None:
+    splits = {name: pretraining_splits(name, ("train",)) for name in scenes_of_splits()["train"]}
+    assert len(splits) == 700
+    assert sum("parametrize" in s for s in splits.values()) == 600
+    assert sum("verify" in s for s in splits.values()) == 100
+    assert pretraining_splits("scene-0008", ("val",)) == ("val",)
+
+
+def test_semantic_kitti_has_its_published_numbers_of_scans() -> None:
+    counts = {split: sum(lengths.values()) for split, lengths in SEMANTIC_KITTI_SEQUENCES.items()}
+    assert counts == {"train": 19130, "val": 4071, "test": 20351}
+
+
+@pytest.mark.parametrize(("fraction", "scenes"), [(0.01, 7), (0.05, 35), (0.1, 70), (0.25, 175), (1.0, 700)])
+def test_published_fractions_of_700_scenes(fraction: float, scenes: int) -> None:
+    assert len(every(range(700), fraction)) == scenes
+
+
+@given(st.integers(0, 500), st.floats(0.002, 1.0))
+def test_a_fraction_takes_items_one_step_apart_from_the_first(count: int, fraction: float) -> None:
+    taken = every(range(count), fraction)
+    assert taken == [i for i in range(count) if i % round(1 / fraction) == 0]
+
+
+@pytest.mark.parametrize("fraction", [0.0, -0.1, 1.5])
+def test_a_fraction_outside_0_to_1_is_refused(fraction: float) -> None:
+    with pytest.raises(ValueError, match="expected 0 < fraction <= 1"):
+        step_of(fraction)

@@ -1,0 +1,191 @@
+"""Files on this machine and in an object store behave alike; nothing half-written is ever seen."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.fs
+import pytest
+
+from slidr.data import storage
+from slidr.data.storage import DataError
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """An empty bucket of a real S3 server, as a URI that names its endpoint."""
+    pytest.importorskip("moto", reason="moto's S3 server is part of the development extra")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+    before = {name: os.environ.get(name) for name in keys}
+    os.environ.update(keys)
+    command = "from moto.server import main; import sys; main(sys.argv[1:])"
+    server = subprocess.Popen(
+        [sys.executable, "-c", command, "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        _wait_for(port, server)
+        filesystem = pyarrow.fs.S3FileSystem(
+            endpoint_override=f"127.0.0.1:{port}", scheme="http", allow_bucket_creation=True
+        )
+        filesystem.create_dir("bucket")
+        yield f"s3://bucket/data?endpoint_override=127.0.0.1:{port}&scheme=http"
+    finally:
+        server.terminate()
+        server.wait()
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _wait_for(port: int, server: subprocess.Popen[bytes]) -> None:
+    for _ in range(600):
+        assert server.poll() is None, "the S3 server ended"
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        except OSError:
+            time.sleep(0.1)
+    raise AssertionError("the S3 server does not answer")
+
+
+def _check_store(root: str) -> None:
+    """What every store must do."""
+    path = storage.join(root, "maps", "a.png")
+    assert not storage.exists(path)
+    assert storage.list_files(storage.join(root, "maps")) == {}
+    storage.write_bytes_atomic(path, b"first")
+    storage.write_bytes_atomic(path, b"second one")
+    assert storage.exists(path)
+    assert storage.read_bytes(path) == b"second one"
+    with storage.open_read(path) as file:
+        file.seek(7)
+        assert file.read(3) == b"one"
+    listed = storage.list_files(storage.join(root, "maps"))
+    assert {name: info.size for name, info in listed.items()} == {"a.png": 10}
+    assert abs(listed["a.png"].modified - time.time()) < 3600
+    assert "maps" in storage.list_names(root)
+    storage.delete(path)
+    storage.delete(path)
+    assert not storage.exists(path)
+    with pytest.raises(DataError, match=r"a\.png.*: cannot be read"):
+        storage.read_bytes(path)
+
+
+def test_a_local_folder_is_a_store(tmp_path: Path) -> None:
+    _check_store(str(tmp_path))
+
+
+def test_an_s3_bucket_is_a_store(bucket: str) -> None:
+    _check_store(bucket)
+
+
+def test_a_file_uri_is_a_local_path(tmp_path: Path) -> None:
+    storage.write_bytes_atomic(f"file://{tmp_path}/x", b"1")
+    assert (tmp_path / "x").read_bytes() == b"1"
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x"
+    storage.write_bytes_atomic(path, b"old")
+
+    def full(source: object, target: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        storage.write_bytes_atomic(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_sweeping_takes_what_dead_writers_left_and_nothing_else(tmp_path: Path) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    here = socket.gethostname()
+    dead = tmp_path / f".tmp-{here}-{gone.pid}-0a1b2c3d"
+    alive = tmp_path / f".tmp-{here}-{os.getpid()}-0a1b2c3d"
+    elsewhere = tmp_path / ".tmp-another-machine-1-0a1b2c3d"
+    forgotten = tmp_path / ".tmp-another-machine-2-0a1b2c3d"
+    for file in (dead, alive, elsewhere, forgotten, tmp_path / "map.png"):
+        file.write_bytes(b"")
+    os.utime(forgotten, (0, 0))
+    assert storage.sweep_temporary(tmp_path) == 2
+    assert {file.name for file in tmp_path.iterdir()} == {alive.name, elsewhere.name, "map.png"}
+    assert storage.list_files(tmp_path).keys() == {"map.png"}
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "../x", "a/../../x", "a\\..\\x", "", "s3://other/x"])
+def test_a_path_that_leads_out_of_the_root_is_refused(tmp_path: Path, path: str) -> None:
+    with pytest.raises(DataError, match="leaves the data root"):
+        storage.safe_join(tmp_path, path)
+
+
+def test_a_link_that_leads_out_of_the_root_is_refused_and_one_inside_is_not(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    (root / "real").mkdir(parents=True)
+    (tmp_path / "secret").mkdir()
+    (root / "out").symlink_to(tmp_path / "secret")
+    (root / "in").symlink_to(root / "real")
+    (tmp_path / "link-to-root").symlink_to(root)
+    with pytest.raises(DataError, match="outside the data root"):
+        storage.safe_join(root, "out/file")
+    assert storage.safe_join(root, "in/file") == str(root / "in/file")
+    assert storage.safe_join(tmp_path / "link-to-root", "real/file").endswith("link-to-root/real/file")
+
+
+def test_a_remote_path_keeps_its_query_at_the_end() -> None:
+    assert storage.join("s3://b/root?scheme=http", "a", "b") == "s3://b/root/a/b?scheme=http"
+    assert storage.safe_join("s3://b/root", "a/b") == "s3://b/root/a/b"
+
+
+class _Flaky:
+    """A file system whose first calls fail."""
+
+    def __init__(self, errors: list[OSError]) -> None:
+        self.errors = errors
+        self.calls = 0
+
+    def get_file_info(self, key: str) -> pyarrow.fs.FileInfo:
+        self.calls += 1
+        if self.errors:
+            raise self.errors.pop()
+        return pyarrow.fs.FileInfo(key, type=pyarrow.fs.FileType.File)
+
+
+def test_a_passing_failure_of_a_store_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    flaky = _Flaky([OSError("slow down"), OSError("timeout")])
+    monkeypatch.setattr(storage, "_filesystem", lambda path: flaky)
+    assert storage.exists("s3://bucket/x")
+    assert flaky.calls == 3
+    assert len(pauses) == 2
+    assert pauses[1] > pauses[0] / 1.5
+
+
+def test_a_lasting_failure_of_a_store_is_raised_and_a_missing_file_is_not_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    lasting = _Flaky([OSError("down")] * 99)
+    monkeypatch.setattr(storage, "_filesystem", lambda path: lasting)
+    with pytest.raises(OSError, match="down"):
+        storage.exists("s3://bucket/x")
+    assert lasting.calls == storage.ATTEMPTS
+    missing = _Flaky([FileNotFoundError("no")])
+    monkeypatch.setattr(storage, "_filesystem", lambda path: missing)
+    with pytest.raises(FileNotFoundError):
+        storage.exists("s3://bucket/x")
+    assert missing.calls == 1
