@@ -8,7 +8,7 @@ import io
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -162,17 +162,20 @@ def _claim(root: Path, world: World) -> None:
     _write(path, (json.dumps(mine, indent=1) + "\n").encode())
 
 
-def _run(root: Path, world: World, jobs: list[tuple[int, int]], workers: int) -> Any:
+def _run(root: Path, world: World, jobs: list[tuple[int, int]], workers: int) -> Iterator[tuple[int, int]]:
+    """Writes keyframes, here or in worker processes, and tells each (scene, keyframe) as it is done."""
     if workers <= 1 or len(jobs) <= 1:
         for number, k in jobs:
-            yield write_keyframe(root, world, number, k)
+            write_keyframe(root, world, number, k)
+            yield number, k
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context) as pool:
-        futures = [pool.submit(write_keyframe, root, world, number, k) for number, k in jobs]
+        futures = {pool.submit(write_keyframe, root, world, number, k): (number, k) for number, k in jobs}
         try:
             for future in as_completed(futures):
-                yield future.result()
+                future.result()
+                yield futures[future]
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -369,8 +372,10 @@ def _static_tables(world: World) -> dict[str, list[dict[str, Any]]]:
         ],
         **{
             name: []
-            for name in ("scene", "sample", "sample_data", "ego_pose", "calibrated_sensor", "instance")
-            + ("sample_annotation", "lidarseg")
+            for name in (
+                *("scene", "sample", "sample_data", "ego_pose", "calibrated_sensor", "instance"),
+                *("sample_annotation", "lidarseg"),
+            )
         },
     }
 

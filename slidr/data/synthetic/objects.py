@@ -66,10 +66,10 @@ _CLOTHES += [
 _MACHINE = [
     (0.9, 0.65, 0.08),
     (0.88, 0.45, 0.06),
-    (0.82, 0.72, 0.2),
-    (0.75, 0.2, 0.1),
-    (0.35, 0.5, 0.3),
-    (0.7, 0.7, 0.68),
+    (0.85, 0.7, 0.15),
+    (0.9, 0.6, 0.1),
+    (0.92, 0.62, 0.05),
+    (0.6, 0.32, 0.18),
 ]
 _SKIN = [(0.85, 0.65, 0.53), (0.62, 0.43, 0.32), (0.36, 0.24, 0.17), (0.75, 0.55, 0.42)]
 
@@ -204,7 +204,7 @@ def truck(parts: Parts, rng: np.random.Generator) -> Size:
             pattern=material[1],
         )
     else:
-        body = pick(rng, _MACHINE if kind < 0.8 else _VEHICLE)
+        body = pick(rng, _MACHINE if kind < 0.65 else _BOX + _VEHICLE[1:6])
         top = 2.0 if kind < 0.8 else 1.5
         parts.add(
             Kind.TAPER,
@@ -253,7 +253,7 @@ def trailer(parts: Parts, rng: np.random.Generator) -> Size:
             parts.add(Kind.BOX, (0.28 * length, side * 0.6, 0.5), (0.14, 0.14, 1.0), dark)
             parts.add(Kind.BOX, (-0.02 * length, side * width * 0.46, 0.75), (length * 0.3, 0.05, 0.5), dark + 0.25)
         radius = 0.48
-    elif kind < 0.85:
+    elif kind < 0.88:
         length, width, top = rng.uniform(3.0, 4.4), rng.uniform(1.6, 2.0), rng.uniform(1.7, 2.2)
         parts.add(Kind.BOX, (0, 0, 0.72), (length, width, 0.4), dark + 0.3, Material.PANEL, pattern=(0.5, 0.0))
         parts.add(
@@ -866,7 +866,7 @@ def building(parts: Parts, rng: np.random.Generator, length: float, depth: float
         return length, depth, height + 2.4
     if style == "hall":
         height = rng.uniform(5, 9)
-        material = Material.PANEL if rng.random() < 0.6 else Material.CONCRETE
+        material = Material.PANEL if rng.random() < 0.3 else Material.CONCRETE
         parts.add(
             Kind.BOX,
             (0, 0, height / 2),

@@ -1,7 +1,7 @@
 """Ray casting of parts on separable ray grids: cameras, the lidar and the sun's shadow map share one routine.
 
-In every sensor here the direction of ray (row, column) is ``down[row] + across[column]``, so a part's intersection costs a
-few outer sums over the rectangle of rays that can meet it, and a depth buffer settles occlusion.
+In every sensor here the direction of ray (row, column) is ``down[row] + across[column]``, so a part's intersection
+costs a few outer sums over the rectangle of rays that can meet it, and a depth buffer settles occlusion.
 """
 
 from __future__ import annotations
@@ -229,12 +229,12 @@ def _camera_rectangles(parts: np.ndarray, grid: RayGrid) -> list[tuple[int, int,
         [top.clip(0, height), bottom.clip(0, height), left.clip(0, width), right.clip(0, width)], axis=1
     ).astype(int)
     seen = np.flatnonzero(~beyond & (limits[:, 0] < limits[:, 1]) & (limits[:, 2] < limits[:, 3]))
-    return [(int(i), *(int(x) for x in limits[i])) for i in seen]
+    return [(int(i), *map(int, limits[i])) for i in seen]  # type: ignore[misc]
 
 
 def _lidar_rectangles(parts: np.ndarray, grid: RayGrid) -> list[tuple[int, int, int, int, int]]:
     """(part, top, bottom, left, right) of the beams that may meet each part, split where it crosses the seam."""
-    height, width = grid.shape
+    width = grid.shape[1]
     local = (corners(parts) - grid.origin) @ grid.rotation
     centre = (parts["centre"] - grid.origin) @ grid.rotation
     planar = np.hypot(local[..., 0], local[..., 1])

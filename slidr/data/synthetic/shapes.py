@@ -1,7 +1,7 @@
 """Parts: the convex solids that everything in the synthetic world is made of, in one flat table.
 
-An object (a car, a tree, a facade) is an owner number and some parts given in the object's own frame: x forward, y left,
-z up, origin on the ground below its middle. `place` moves every part to where its owner is at a moment.
+An object (a car, a tree, a facade) is an owner number and some parts given in the object's own frame: x forward,
+y left, z up, origin on the ground below its middle. `place` moves every part to where its owner is at a moment.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A street with everything in it: lanes and pavements, houses, parked and moving objects, and the ego car's way through.
+"""A street and everything in it: lanes, pavements, houses, parked and moving objects, and the ego car's way.
 
-Street frame: x along the road, y to its left, z up, metres; the ego car drives towards +x in the right-hand lane. Objects move
-straight ahead at constant speed, so that one table describes a scene at every moment.
+Street frame: x along the road, y to its left, z up, metres; the ego car drives towards +x in the right-hand lane.
+Objects move straight ahead at constant speed, so that one table describes a scene at every moment.
 """
 
 from __future__ import annotations
@@ -28,11 +28,16 @@ from slidr.data.synthetic.textures import Material
 
 REACH = 80.0  # metres of street before the start and past the end of the ego car's way
 KERB = 0.14  # metres that pavements stand above the road
-# What lines the kerbs, over and over in a scene's own order. The long vehicles stand across the road, where they are seen whole.
-NEAR_DECK = ("vehicle.car", "gap") * 2 + ("vehicle.motorcycle", "vehicle.bicycle", "people")
-NEAR_DECK += ("works", "barriers", "cones", "island")
-FAR_DECK = ("vehicle.truck", "vehicle.bus.rigid", "works", "vehicle.car", "gap") + ("vehicle.trailer",) * 2
-FAR_DECK += ("vehicle.motorcycle", "vehicle.bicycle", "barriers", "island")
+# What lines the kerbs, over and over in a scene's own order. Long vehicles stand across the road, to be seen whole.
+NEAR_DECK: tuple[str, ...] = (
+    *("vehicle.car", "gap") * 2,
+    *("vehicle.motorcycle", "vehicle.bicycle", "people", "works", "barriers", "cones", "island"),
+)
+FAR_DECK: tuple[str, ...] = (
+    *("vehicle.truck", "vehicle.bus.rigid", "works", "vehicle.car", "gap"),
+    *("vehicle.trailer",) * 2,
+    *("vehicle.motorcycle", "vehicle.bicycle", "barriers", "island"),
+)
 
 
 @dataclass(frozen=True)

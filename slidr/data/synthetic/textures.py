@@ -1,7 +1,7 @@
 """Procedural surfaces: what colour a material has at a place on a part.
 
-Every texture is a function of the place in the part's own frame in metres, so it sticks to the part as it moves. Each part
-brings a colour, an accent and two pattern sizes; textures read them as their docstrings say.
+Every texture is a function of the place in the part's own frame in metres, so it sticks to the part as it moves.
+Each part brings a colour, an accent and two pattern sizes; textures read them as their docstrings say.
 """
 
 from __future__ import annotations
@@ -381,7 +381,7 @@ def _machine(at: Spots) -> np.ndarray:
 
 def _roof(at: Spots) -> np.ndarray:
     """Rows of roof tiles; pattern: (row height, -)."""
-    s, t = at.plane()
+    _, t = at.plane()
     row = (t / np.maximum(at.pattern[:, 0], 0.1)) % 1
     return at.colour * (0.8 + 0.3 * row * _fade(at, at.pattern[:, 0] / 2))[:, None] * _speckle(at, 1.0, 0.08)
 
