@@ -166,23 +166,22 @@ def _results(
         image = ImageRef(**row)
         try:
             compute_map(image, root, folder, config)
-        except DataError as error:
-            return {"path": image.path, "reason": str(error)}
-        return {"path": image.path, "reason": ""}
+        except ValueError as error:  # this image's fault
+            return {"path": image.path, "reason": str(error), "fatal": False}
+        except OSError as error:  # the folder's: no other image would fare better
+            return {"path": image.path, "reason": str(error), "fatal": True}
+        return {"path": image.path, "reason": "", "fatal": False}
 
     dataset = ray.data.from_items([asdict(image) for image in todo], override_num_blocks=blocks)
     dataset.context.enable_progress_bars = False
     results = dataset.map(work, num_cpus=1, memory=_task_memory(todo), concurrency=max(1, cpus))
-    try:
-        for row in results.iter_rows():
-            yield row["path"], row["reason"]
-    except (ray.exceptions.RayTaskError, OSError) as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise DataError(
-            f"{folder}: superpixels cannot be written ({reason}); free space or choose another "
-            f"superpixels.folder, "
-            "then run again: what is done stays done"
-        ) from error
+    for row in results.iter_rows():
+        if row["fatal"]:
+            raise DataError(
+                f"{folder}: superpixels cannot be written ({row['reason']}); free space or choose another "
+                "superpixels.folder, then run again: what is done stays done"
+            )
+        yield row["path"], row["reason"]
 
 
 def _task_memory(todo: Sequence[ImageRef]) -> int:

@@ -1,0 +1,185 @@
+"""The superpixel job: scikit-image's labels, every image once, damage mended, failures reported."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from skimage.segmentation import slic
+
+from slidr.cluster.superpixels import (
+    SuperpixelReport,
+    compute_map,
+    compute_superpixels,
+    folder_of,
+    is_whole_png,
+    missing_maps,
+)
+from slidr.config import CAMERA_CHANNELS, ClusterConfig, DataConfig, SuperpixelConfig
+from slidr.data.frames import FrameTable, ImageRef, write_frames
+from slidr.data.images import encode_label_map
+from slidr.data.nuscenes import read_frames
+from slidr.data.storage import DataError
+from slidr.types import Frame
+
+
+@pytest.fixture(scope="module")
+def frames(tiny_world: Path) -> list[Frame]:
+    return read_frames(str(tiny_world))[:3]
+
+
+@pytest.fixture
+def setup(tiny_world: Path, tmp_path: Path) -> tuple[DataConfig, SuperpixelConfig]:
+    """A copy of the world's images, which a test may spoil, and an empty folder for their maps."""
+    shutil.copytree(tiny_world / "samples", tmp_path / "root" / "samples")
+    data = DataConfig(root=str(tmp_path / "root"), cameras=CAMERA_CHANNELS[:4])
+    return data, SuperpixelConfig(folder=str(tmp_path / "maps"), segments=30, sigma=1.0)
+
+
+def run(frames: list[Frame], setup: tuple[DataConfig, SuperpixelConfig]) -> SuperpixelReport:
+    return compute_superpixels(frames, *setup, ClusterConfig(), progress=False)
+
+
+def expected_labels(root: str, path: str, config: SuperpixelConfig) -> np.ndarray:
+    image = np.array(Image.open(Path(root) / path))
+    return slic(image, config.segments, config.compactness, sigma=config.sigma, start_label=0)
+
+
+@pytest.mark.ray
+def test_every_image_gets_scikit_images_labels_and_a_rerun_does_nothing(
+    frames: list[Frame], setup: tuple[DataConfig, SuperpixelConfig], ray_cluster: None
+) -> None:
+    data, config = setup
+    report = run(frames, setup)
+    assert (report.computed, report.skipped, report.failed) == (12, 0, ())
+    folder = Path(report.folder)
+    for camera in (c for frame in frames for c in frame.cameras if c.channel in data.cameras):
+        labels = np.array(Image.open(folder / f"{camera.token}.png"))
+        np.testing.assert_array_equal(labels, expected_labels(data.root, camera.image_path, config))
+    assert json.loads((folder / "parameters.json").read_text()) == {
+        "method": "slic",
+        "segments": 30,
+        "compactness": 6.0,
+        "sigma": 1.0,
+    }
+    assert json.loads((folder / "manifest.json").read_text()) == {"images": 12, "maps": 12, "failed": {}}
+    assert len(list(folder.iterdir())) == 14
+    again = run(frames, setup)
+    assert (again.computed, again.skipped, again.failed) == (0, 12, ())
+
+
+@pytest.mark.ray
+def test_a_rerun_mends_what_is_missing_or_damaged_and_touches_nothing_else(
+    frames: list[Frame], setup: tuple[DataConfig, SuperpixelConfig], ray_cluster: None
+) -> None:
+    folder = Path(run(frames, setup).folder)
+    whole = {path.name: path.read_bytes() for path in folder.glob("*.png")}
+    names = sorted(whole)
+    (folder / names[0]).unlink()
+    (folder / names[1]).write_bytes(b"")
+    (folder / names[2]).write_bytes(whole[names[2]][:-20])
+    flipped = bytearray(whole[names[3]])
+    flipped[len(flipped) // 2] ^= 1
+    (folder / names[3]).write_bytes(flipped)
+    (folder / names[4]).write_bytes(encode_label_map(np.zeros((9, 16), np.uint16)))
+    left = {name: (folder / name).stat().st_mtime_ns for name in names[5:]}
+    report = run(frames, setup)
+    assert (report.computed, report.skipped) == (5, 7)
+    assert {path.name: path.read_bytes() for path in folder.glob("*.png")} == whole
+    assert {name: (folder / name).stat().st_mtime_ns for name in left} == left
+
+
+@pytest.mark.ray
+def test_images_that_cannot_be_used_are_reported_and_all_others_done(
+    frames: list[Frame], setup: tuple[DataConfig, SuperpixelConfig], ray_cluster: None, tmp_path: Path
+) -> None:
+    data, _ = setup
+    paths = [frame.cameras[1].image_path for frame in frames]
+    truncated, gone, resized = (Path(data.root) / path for path in paths)
+    before = truncated.read_bytes()
+    truncated.write_bytes(before[:500])
+    gone.unlink()
+    Image.new("RGB", (16, 9)).save(resized)
+    # As the job is run: over the table, not over frames.
+    write_frames(frames, str(tmp_path / "frames.parquet"))
+    table = FrameTable.open(tmp_path / "frames.parquet")
+    report = compute_superpixels(table, *setup, ClusterConfig(superpixel_cpus=1), progress=False)
+    assert (report.computed, report.skipped) == (9, 0)
+    reasons = dict(report.failed)
+    assert set(reasons) == set(paths)
+    assert "is no whole image" in reasons[paths[0]]
+    assert "No such file" in reasons[paths[1]]
+    assert "is 16 x 9 pixels, the frame table says 160 x 90" in reasons[paths[2]]
+    manifest = json.loads((Path(report.folder) / "manifest.json").read_text())
+    assert (manifest["images"], manifest["maps"], set(manifest["failed"])) == (12, 9, set(paths))
+    truncated.write_bytes(before)
+    assert run(frames, setup).computed == 1
+
+
+@pytest.mark.ray
+def test_a_folder_that_cannot_be_written_ends_the_job_with_its_name(
+    frames: list[Frame], setup: tuple[DataConfig, SuperpixelConfig], ray_cluster: None, tmp_path: Path
+) -> None:
+    data, config = setup
+    blocked = Path(folder_of(config)) / f"{frames[0].cameras[0].token}.png"
+    (blocked / "in the way").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"slic-30-6-1-.*: superpixels cannot be written \(.*[Dd]irectory"):
+        run(frames[:1], setup)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"choose another superpixels\.folder"):
+        run(frames[:1], (data, replace(config, folder=str(tmp_path / "file"))))
+
+
+def test_a_map_is_made_without_a_cluster_too(
+    frames: list[Frame], setup: tuple[DataConfig, SuperpixelConfig], tmp_path: Path
+) -> None:
+    data, config = setup
+    camera = frames[0].cameras[0]
+    image = ImageRef(camera.token, camera.image_path, camera.width, camera.height)
+    assert missing_maps(str(tmp_path / "out"), [image]) == [image]
+    compute_map(image, data.root, str(tmp_path / "out"), config)
+    labels = np.array(Image.open(tmp_path / "out" / f"{camera.token}.png"))
+    np.testing.assert_array_equal(labels, expected_labels(data.root, camera.image_path, config))
+    assert missing_maps(str(tmp_path / "out"), [image]) == []
+    with pytest.raises(DataError, match="leaves the data root"):
+        compute_map(replace(image, token="../evil"), data.root, str(tmp_path / "out"), config)
+
+
+def test_the_folder_is_named_by_the_parameters_alone() -> None:
+    one = SuperpixelConfig(folder="a")
+    assert folder_of(one).startswith("a/slic-150-6-3-")
+    assert folder_of(one).split("/")[1] == folder_of(replace(one, folder="b")).split("/")[1]
+    others = [replace(one, segments=30), replace(one, compactness=6.5), replace(one, sigma=2.0)]
+    assert len({folder_of(config) for config in (one, *others)}) == 4
+
+
+def test_a_folder_of_other_parameters_is_refused(
+    frames: list[Frame], setup: tuple[DataConfig, SuperpixelConfig]
+) -> None:
+    folder = Path(folder_of(setup[1]))
+    folder.mkdir(parents=True)
+    (folder / "parameters.json").write_text('{"method": "slic", "segments": 7}')
+    with pytest.raises(DataError, match=r"parameters\.json: expected .* got .*'segments': 7"):
+        run(frames, setup)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_any_damage_to_a_png_is_seen(data: st.DataObject) -> None:
+    labels = np.random.default_rng(0).integers(0, 300, (12, 20)).astype(np.uint16)
+    png = encode_label_map(labels)
+    assert is_whole_png(png, width=20, height=12)
+    assert not is_whole_png(png, width=12, height=20)
+    cut = data.draw(st.integers(0, len(png) - 1))
+    assert not is_whole_png(png[:cut], 20, 12)
+    assert not is_whole_png(png + b"x", 20, 12)
+    spoiled = bytearray(png)
+    spoiled[data.draw(st.integers(0, len(png) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    assert not is_whole_png(bytes(spoiled), 20, 12)
