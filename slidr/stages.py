@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from slidr.cluster.pretrain import pretrain
 from slidr.cluster.superpixels import SuperpixelReport, compute_superpixels
-from slidr.cluster.train import pretrain
 from slidr.config import Config, WorldConfig
 from slidr.data import nuscenes, semantic_kitti
 from slidr.data.frames import FrameTable, write_frames
@@ -55,7 +55,7 @@ def make_superpixels(config: Config) -> SuperpixelReport:
 
 
 def run_pretraining(config: Config) -> dict[str, Any]:
-    """Distils a student and shows its scores; see `slidr.cluster.train.pretrain`."""
+    """Distils a student and shows its scores; see `slidr.cluster.train`."""
     result = pretrain(config)
     folder = folder_of(config)
     table = Table(title=f"{folder.path}: {result['steps']} steps, {result['epochs']} epochs", title_justify="left")

@@ -1,11 +1,10 @@
-"""Distillation on Ray Train: checks first, then a worker group, then the final scores."""
+"""Training on Ray Train, whatever is trained: checks first, then a worker group, then the final scores."""
 
 from __future__ import annotations
 
-import logging
 import os
 import time
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -13,48 +12,61 @@ from slidr import tracking
 from slidr.cluster import session
 from slidr.cluster.loading import RayLoader
 from slidr.cluster.progress import follow
-from slidr.cluster.superpixels import folder_of as superpixel_folder
 from slidr.config import ClusterConfig, Config, decode, to_dict
 from slidr.data import storage
-from slidr.data.loading import LocalLoader, PairSource, Source, train_plan
-from slidr.models.export import export_slidr
+from slidr.data.loading import LocalLoader, Source, train_plan
 from slidr.training import workers
-from slidr.training.checkpoint import write_weights
-from slidr.training.distill import DistillTask, build_distiller, evaluate_distiller
-from slidr.training.loop import Outcome, fit
+from slidr.training.loop import Outcome, Task, fit
 from slidr.training.optim import total_steps
 from slidr.training.runs import RunFolder, claim, folder_of, identity
-
-_log = logging.getLogger(__name__)
 
 
 class TrainingFailed(RuntimeError):
     """Training ended before its last step; the message says why and how to go on."""
 
 
-def pretrain(config: Config, progress: bool = True) -> dict[str, Any]:
-    """Distils a student as configured, on `cluster.num_workers` workers; returns the final scores.
+class Stage(Protocol):
+    """A kind of training: its data, its task, and what it leaves at the end. Picklable and small."""
 
-    Everything it leaves is in `run.folder`/`run.name` (see `slidr.training.runs`) and in MLflow. A finished run
-    that is resumed returns its scores again. Raises `ClusterError` for a cluster that is too small, `RunError` for
-    a folder in use, `TrainingFailed` when training broke off.
+    name: str
+
+    def source(self, config: Config) -> Source:
+        """The run's data."""
+
+    def task(self, config: Config) -> Task:
+        """What is trained."""
+
+    def scores(
+        self, task: Any, config: Config, loader: RayLoader | LocalLoader, device: torch.device
+    ) -> dict[str, float]:
+        """The final scores; every worker calls it."""
+
+    def keep(self, task: Any, config: Config, folder: RunFolder, outcome: Outcome) -> dict[str, Any]:
+        """Writes what is to be kept besides checkpoints; returns entries of `result.json`. Rank 0 only."""
+
+
+def train(config: Config, stage: Stage, progress: bool = True) -> dict[str, Any]:
+    """Runs a stage on `cluster.num_workers` workers; returns its final scores.
+
+    Everything it leaves is in `run.folder`/`run.name` (see `slidr.training.runs`) and in MLflow. A finished run that
+    is resumed returns its scores again. Raises `ClusterError` for a cluster that is too small, `RunError` for a
+    folder in use, `TrainingFailed` when training broke off.
     """
-    source = _source(config)
-    plan = train_plan(source)  # refuses a split smaller than a batch
+    plan = train_plan(stage.source(config))  # refuses a split smaller than a batch
     if config.cluster.num_workers > 0:
-        session.start(config.cluster, num_cpus=config.cluster.local_cpus)
+        session.start(config.cluster, num_cpus=config.cluster.local_cpus, log_to_driver=False)
         check_room(config.cluster)
     folder = claim(config)
     finished = folder.result()
     if finished is not None:
         return finished
-    run = tracking.start_run(config, "pretrain", folder.note("mlflow_run_id"))
+    run = tracking.start_run(config, stage.name, folder.note("mlflow_run_id"))
     folder.note("mlflow_run_id", run.run_id)
     steps = total_steps(config.optim, plan.steps_per_epoch)
     status = "FAILED"
     try:
         with follow(folder.file("metrics.jsonl"), steps, enabled=progress):
-            _run_workers(config, run)
+            _run_workers(config, stage, run)
         result = folder.result()
         if result is None:
             raise TrainingFailed(f"{folder.path}: the workers ended without writing result.json")
@@ -88,15 +100,10 @@ def check_room(cluster: ClusterConfig) -> None:
         )
 
 
-def _source(config: Config) -> PairSource:
-    return PairSource(config, superpixel_folder(config.superpixels))
-
-
-def _run_workers(config: Config, run: tracking.RunHandle) -> None:
+def _run_workers(config: Config, stage: Stage, run: tracking.RunHandle) -> None:
     """Runs `_work` in every worker of a Ray Train group, or in this process for `cluster.num_workers: 0`."""
     if config.cluster.num_workers == 0:
-        source = _source(config)
-        _work(config, run, LocalLoader(source), source, _local_device(config))
+        _work(config, stage, run, LocalLoader(stage.source(config)), _local_device(config))
         return
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -106,7 +113,7 @@ def _run_workers(config: Config, run: tracking.RunHandle) -> None:
     folder = folder_of(config)
     trainer = TorchTrainer(
         _ray_worker,
-        train_loop_config={"config": to_dict(config), "run": vars(run)},
+        train_loop_config={"config": to_dict(config), "stage": stage, "run": run},
         scaling_config=ScalingConfig(
             num_workers=cluster.num_workers, use_gpu=cluster.use_gpu, resources_per_worker=resources
         ),
@@ -134,67 +141,41 @@ def _ray_worker(payload: dict[str, Any]) -> None:
 
     config = decode(payload["config"])
     context = ray.train.get_context()
-    source = _source(config)
-    loader = RayLoader(source, config.cluster, context.get_world_rank(), context.get_world_size())
+    loader = RayLoader(
+        payload["stage"].source(config), config.cluster, context.get_world_rank(), context.get_world_size()
+    )
     device = get_device() if config.cluster.use_gpu else torch.device("cpu")
-    _work(config, tracking.RunHandle(**payload["run"]), loader, source, device)
+    _work(config, payload["stage"], payload["run"], loader, device)
 
 
 def _work(
     config: Config,
+    stage: Stage,
     run: tracking.RunHandle,
     loader: RayLoader | LocalLoader,
-    source: Source,
     device: torch.device,
 ) -> None:
     """One worker's part: train, score, and (rank 0) write what is left to keep."""
     folder = folder_of(config)
-    task = DistillTask(config)
+    task = stage.task(config)
     journal = tracking.Journal(folder.file("metrics.jsonl"), run)
     started = time.time()
     outcome = fit(task, loader, config, folder.checkpoints, device, journal.log)
-    scores = _retrieval_scores(task, config, loader, device)
-    if workers.rank() == 0:
-        _keep(task, config, folder, outcome, scores, time.time() - started)
-        journal.log(outcome.step, {name: float(value) for name, value in scores.items()})
-        journal.send()
-
-
-def _retrieval_scores(
-    task: DistillTask, config: Config, loader: RayLoader | LocalLoader, device: torch.device
-) -> dict[str, float]:
-    """Superpixel retrieval on held-out frames: the trained student's, and the same networks' before training."""
-    untrained = build_distiller(config).to(device)
-    trained = evaluate_distiller(task.model, loader.held_out("score"), config.loss, device)
-    before = evaluate_distiller(untrained, loader.held_out("score"), config.loss, device)
-    return {
-        "retrieval": trained["val_retrieval"],
-        "retrieval_untrained": before["val_retrieval"],
-    }
-
-
-def _keep(
-    task: DistillTask,
-    config: Config,
-    folder: RunFolder,
-    outcome: Outcome,
-    scores: dict[str, float],
-    seconds: float,
-) -> None:
-    student = {name: value.cpu() for name, value in task.model.student.state_dict().items()}
-    teacher = {name: value.cpu() for name, value in task.model.teacher.state_dict().items()}
-    path = folder.file("student.pt")
-    write_weights(path, export_slidr(student, teacher, outcome.epoch, to_dict(config)))
+    scores = stage.scores(task, config, loader, device)
+    if workers.rank() != 0:
+        return
+    journal.log(outcome.step, scores)
+    journal.send()
     folder.finish(
         {
-            **scores,
             **outcome.metrics,
+            **scores,
+            **stage.keep(task, config, folder, outcome),
             "steps": outcome.step,
             "epochs": outcome.epoch,
-            "seconds": round(seconds, 1),
+            "seconds": round(time.time() - started, 1),
             "seed": config.run.seed,
             "config": identity(config),
-            "student": path,
         }
     )
 

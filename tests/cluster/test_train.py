@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from slidr.cluster import train
+from slidr.cluster.pretrain import pretrain
 from slidr.cluster.session import ClusterError
 from slidr.cluster.superpixels import compute_superpixels
-from slidr.cluster.train import TrainingFailed, check_room, pretrain
+from slidr.cluster.train import TrainingFailed, check_room
 from slidr.config import (
     AugmentConfig,
     ClusterConfig,
@@ -28,6 +28,7 @@ from slidr.config import (
     VoxelConfig,
 )
 from slidr.data.frames import write_frames
+from slidr.data.loading import PairSource
 from slidr.data.nuscenes import read_frames
 from slidr.models.minkunet import MinkUNet14
 from slidr.models.weights import load_student
@@ -55,7 +56,8 @@ def base(tiny_world: Path, ray_cluster: None, tmp_path_factory: pytest.TempPathF
         student=StudentConfig(name="minkunet14", width=0.25),
         teacher=TeacherConfig(name="efficientnet_lite0", weights="imagenet"),
         loss=LossConfig(gather_negatives=True),
-        optim=OptimConfig(name="adamw", lr=3e-3, epochs=10, max_steps=10, batch_size=2, schedule="one_cycle"),
+        # Gently: large steps, and Adam's division by tiny gradients, blow float32's rounding up within ten steps.
+        optim=OptimConfig(lr=1e-3, epochs=10, max_steps=10, batch_size=2),
         run=RunConfig(folder=str(folder / "runs"), log_every=1, checkpoint_every=4, score_frames=2),
         cluster=ClusterConfig(num_workers=0),
     )
@@ -121,7 +123,7 @@ def test_an_interrupted_run_ends_in_the_same_weights(
     base: Config, alone: tuple[Config, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = named(base, "interrupted")
-    real_sample = train.PairSource.sample
+    real_sample = PairSource.sample
     made = 0
 
     def dying_sample(self: Any, *arguments: Any) -> Any:
@@ -131,7 +133,7 @@ def test_an_interrupted_run_ends_in_the_same_weights(
             raise KeyboardInterrupt
         return real_sample(self, *arguments)
 
-    monkeypatch.setattr(train.PairSource, "sample", dying_sample)
+    monkeypatch.setattr(PairSource, "sample", dying_sample)
     with pytest.raises(KeyboardInterrupt):
         pretrain(config, progress=False)
     monkeypatch.undo()
@@ -147,7 +149,7 @@ def test_an_interrupted_run_ends_in_the_same_weights(
 def test_resuming_with_other_values_is_refused_by_key(base: Config, alone: tuple[Config, dict[str, Any]]) -> None:
     config = named(base, "alone", resume=True)
     other = replace(config, optim=replace(config.optim, lr=0.1))
-    with pytest.raises(RunError, match=r"optim\.lr was 0\.003, now 0\.1"):
+    with pytest.raises(RunError, match=r"optim\.lr was 0\.001, now 0\.1"):
         pretrain(other, progress=False)
 
 
