@@ -74,8 +74,8 @@ def write_dataroot(
 ) -> Path:
     """Writes a nuScenes v1.0 dataroot of synthetic street scenes and returns its folder.
 
-    The same arguments give the same bytes, whatever the number of worker processes. Finished keyframes are kept, so that
-    a run that was cut off is completed by running it again; the tables appear last, once everything is there.
+    The same arguments give the same bytes, whatever the number of worker processes. Finished keyframes are kept, so
+    that a run that was cut off is completed by running it again; the tables appear last, once everything is there.
 
     Args:
         out: The dataroot; made where it is missing.

@@ -1,4 +1,4 @@
-"""What the sensors see: camera pictures with the class of every pixel, and labelled sweeps, cast from the same parts."""
+"""What the sensors see: camera pictures with the class of every pixel, and labelled sweeps of the same parts."""
 
 from __future__ import annotations
 

@@ -94,6 +94,22 @@ class Parts:
             )
         )
 
+    def bar(
+        self,
+        start: tuple[float, float, float],
+        end: tuple[float, float, float],
+        section: tuple[float, float],
+        colour: np.ndarray,
+        material: int = 0,
+        accent: np.ndarray | None = None,
+    ) -> None:
+        """Adds a box between two points of one y; `section` is its width and thickness in metres."""
+        span = np.subtract(end, start)
+        middle = np.add(start, end) / 2
+        tilt = turn("y", -np.arctan2(span[2], span[0]))
+        size = (float(np.linalg.norm(span)), *section)
+        self.add(Kind.BOX, tuple(middle), size, colour, material, accent=accent, rotation=tilt)
+
     def table(self) -> np.ndarray:
         """All parts as one structured array of dtype `PART`."""
         table = np.zeros(len(self.rows), PART)

@@ -12,17 +12,10 @@ import numpy as np
 from jaxtyping import Float64
 
 from slidr.data.synthetic.names import LABEL
-from slidr.data.synthetic.objects import (
-    MAKERS,
-    WHITE,
-    building,
-    fence,
-    lamp_post,
-    pick,
-    shrub,
-    street_furniture,
-    tree,
-)
+from slidr.data.synthetic.objects import MAKERS
+from slidr.data.synthetic.palette import WHITE, pick
+from slidr.data.synthetic.roadside import fence, lamp_post, street_furniture
+from slidr.data.synthetic.scenery import building, shrub, tree
 from slidr.data.synthetic.shapes import Kind, Parts, place
 from slidr.data.synthetic.textures import Material
 
