@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import resources
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -65,3 +66,15 @@ def step_of(fraction: float) -> int:
 def every(items: Sequence[T], fraction: float) -> list[T]:
     """The part of a sequence that a fraction takes: items 0, k, 2k, ..."""
     return list(items[:: step_of(fraction)])
+
+
+def published_scans(fraction: float) -> list[str]:
+    """The training scans ("sequence/scan") of SemanticKITTI that a published label fraction names, from a frozen list.
+
+    Raises `ValueError` for another fraction; `every` makes its list.
+    """
+    name = f"semantic_kitti_{100 * fraction:g}pct.txt"
+    manifest = resources.files("slidr.data") / "manifests" / name
+    if not manifest.is_file():
+        raise ValueError(f"fraction: got {fraction}; lists are published for 0.01, 0.05, 0.1 and 0.25")
+    return manifest.read_text().split()

@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slidr.data.nuscenes import scenes_of_splits
-from slidr.data.splits import SEMANTIC_KITTI_SEQUENCES, VERIFY_SCENES, every, pretraining_splits, step_of
+from slidr.data.splits import (
+    SEMANTIC_KITTI_SEQUENCES,
+    VERIFY_SCENES,
+    every,
+    pretraining_splits,
+    published_scans,
+    step_of,
+)
 
 
 def test_verify_holds_100_training_scenes() -> None:
@@ -43,3 +50,16 @@ def test_a_fraction_takes_items_one_step_apart_from_the_first(count: int, fracti
 def test_a_fraction_outside_0_to_1_is_refused(fraction: float) -> None:
     with pytest.raises(ValueError, match="expected 0 < fraction <= 1"):
         step_of(fraction)
+
+
+@pytest.mark.parametrize(("fraction", "scans"), [(0.01, 192), (0.05, 957), (0.1, 1913), (0.25, 4783)])
+def test_frozen_lists_of_semantic_kitti_follow_the_rule(fraction: float, scans: int) -> None:
+    lengths = SEMANTIC_KITTI_SEQUENCES["train"]
+    names = sorted(f"{sequence}/{scan:06d}" for sequence, count in lengths.items() for scan in range(count))
+    assert published_scans(fraction) == every(names, fraction)
+    assert len(published_scans(fraction)) == scans
+
+
+def test_a_fraction_without_a_frozen_list_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"got 0\.3; lists are published for 0\.01"):
+        published_scans(0.3)

@@ -1,0 +1,64 @@
+"""A dataroot, its frame table and its superpixels in an object store serve as well as on this machine."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from slidr.cluster.superpixels import compute_map, folder_of, missing_maps
+from slidr.config import DataConfig, SuperpixelConfig
+from slidr.data import storage
+from slidr.data.frames import FrameTable, write_frames
+from slidr.data.nuscenes import read_frames
+from slidr.data.samples import pair_sample
+from slidr.data.storage import DataError
+from slidr.types import Frame
+
+
+@pytest.fixture(scope="module")
+def remote_root(tiny_world: Path, bucket: str) -> str:
+    """The tiny world, uploaded."""
+    root = storage.join(bucket, "nuscenes")
+    for path in tiny_world.rglob("*"):
+        if path.is_file():
+            storage.write_bytes_atomic(storage.join(root, path.relative_to(tiny_world).as_posix()), path.read_bytes())
+    return root
+
+
+def test_frames_superpixels_and_samples_are_the_same_from_an_object_store(
+    tiny_world: Path, world_frames: list[Frame], remote_root: str, bucket: str, tmp_path: Path
+) -> None:
+    frames = read_frames(remote_root)
+    assert [f.token for f in frames] == [f.token for f in world_frames]
+    table_path = storage.join(bucket, "frames.parquet")
+    assert write_frames(frames, table_path) == write_frames(world_frames, str(tmp_path / "frames.parquet"))
+    table = FrameTable.open(table_path).select("verify")
+    local = DataConfig(root=str(tiny_world), image_size=(56, 104))
+    remote = dataclasses.replace(local, root=remote_root)
+    folders = {}
+    for data, where in ((local, str(tmp_path / "maps")), (remote, storage.join(bucket, "maps"))):
+        config = SuperpixelConfig(folder=where, segments=30, sigma=1.0)
+        folders[data.root] = folder_of(config)
+        images = table[:1].images()
+        assert missing_maps(folder_of(config), images) == images
+        for image in images:
+            compute_map(image, data.root, folder_of(config), config)
+        assert missing_maps(folder_of(config), images) == []
+    one, other = (
+        pair_sample(table[0], data, folders[data.root], student="minkunet34c", seed=0, epoch=0, training=True)
+        for data in (local, remote)
+    )
+    for name, value in vars(one).items():
+        np.testing.assert_array_equal(value, getattr(other, name))
+
+
+def test_a_file_missing_from_an_object_store_is_named(remote_root: str, world_frames: list[Frame]) -> None:
+    sweep = storage.join(remote_root, world_frames[0].lidar_path)
+    data = storage.read_bytes(sweep)
+    storage.delete(sweep)
+    with pytest.raises(DataError, match=r"LIDAR_TOP/.*named by the tables but missing"):
+        read_frames(remote_root)
+    storage.write_bytes_atomic(sweep, data)
