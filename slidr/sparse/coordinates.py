@@ -52,13 +52,9 @@ def key_step(offset: Sequence[int]) -> int:
 def check_coordinates(coordinates: Tensor) -> None:
     """Raises `CoordinateError` unless coordinates are integer (V, 4) rows [batch, x, y, z] within range."""
     if coordinates.ndim != 2 or coordinates.shape[1] != 4:
-        raise CoordinateError(
-            f"coordinates: got shape {tuple(coordinates.shape)}, expected (V, 4) [batch, x, y, z]"
-        )
+        raise CoordinateError(f"coordinates: got shape {tuple(coordinates.shape)}, expected (V, 4) [batch, x, y, z]")
     if coordinates.dtype.is_floating_point or coordinates.dtype == torch.bool:
-        raise CoordinateError(
-            f"coordinates: got {coordinates.dtype}, expected integers; voxelize the points first"
-        )
+        raise CoordinateError(f"coordinates: got {coordinates.dtype}, expected integers; voxelize the points first")
     if len(coordinates) == 0:
         return
     low, high = torch.aminmax(coordinates, dim=0)
@@ -179,9 +175,7 @@ class CoordinateManager:
         name = ("window", stride, kernel, factor, padding)
         coarse = _times(stride, factor)
         if name not in self.maps:
-            keys, made, out_shape = window_map(
-                unpack(self.sets[stride].keys), kernel, factor, padding, shape, pack
-            )
+            keys, made, out_shape = window_map(unpack(self.sets[stride].keys), kernel, factor, padding, shape, pack)
             if coarse in self.sets:
                 raise CoordinateError(f"window convolution: coordinates at stride {coarse} exist already")
             self.sets[coarse] = CoordinateSet.from_sorted_keys(keys)

@@ -19,9 +19,7 @@ from slidr.sparse.kernel_map import KernelMap
 NARROW = 8  # inputs with fewer channels take the dense-neighbourhood path: alone their products are too thin
 
 
-def sparse_conv(
-    x: Float[Tensor, "V C"], weight: Float[Tensor, "K C D"], kernel_map: KernelMap
-) -> Float[Tensor, "W D"]:
+def sparse_conv(x: Float[Tensor, "V C"], weight: Float[Tensor, "K C D"], kernel_map: KernelMap) -> Float[Tensor, "W D"]:
     """Sum over the pairs of `kernel_map` of input features times the weight of their offset.
 
     Runs in autocast's dtype where autocast is on. Differentiable in `x` and `weight`.
@@ -61,9 +59,7 @@ class _SparseConv(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, kernel_map: KernelMap) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.kernel_map = kernel_map
-        return _segment_sum(
-            _multiply(x.index_select(0, kernel_map.input_rows), weight, kernel_map), kernel_map
-        )
+        return _segment_sum(_multiply(x.index_select(0, kernel_map.input_rows), weight, kernel_map), kernel_map)
 
     @staticmethod
     @torch.autograd.function.once_differentiable

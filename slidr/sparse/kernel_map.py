@@ -51,9 +51,7 @@ class KernelMap:
     def slices(self) -> tuple[tuple[int, int, int], ...]:
         """(offset, first pair, one past its last) of every offset that has pairs."""
         ends = list(itertools.accumulate(self.counts))
-        return tuple(
-            (k, end - n, end) for k, (n, end) in enumerate(zip(self.counts, ends, strict=True)) if n > 0
-        )
+        return tuple((k, end - n, end) for k, (n, end) in enumerate(zip(self.counts, ends, strict=True)) if n > 0)
 
     @cached_property
     def bags(self) -> Bags:
@@ -95,9 +93,7 @@ def offsets_of(kernel: Sequence[int]) -> list[tuple[int, int, int]]:
     return [(dx, dy, dz) for dz in axes[2] for dy in axes[1] for dx in axes[0]]
 
 
-def submanifold_map(
-    voxels: CoordinateSet, kernel: Triple, key_step: Callable[[Sequence[int]], int]
-) -> KernelMap:
+def submanifold_map(voxels: CoordinateSet, kernel: Triple, key_step: Callable[[Sequence[int]], int]) -> KernelMap:
     """Pairs with input = output + offset over one set. Half of the offsets are searched, half mirror them."""
     if any(size % 2 == 0 for size in kernel):
         raise ValueError(f"submanifold kernel: got {kernel}, expected odd sizes")
@@ -111,8 +107,7 @@ def submanifold_map(
     counts_half = torch.bincount(hit_offset, minlength=half).tolist()
     own = torch.arange(len(keys), device=device)
     mirrored = [
-        torch.cat(list(reversed(part.split(counts_half)))) if half else part
-        for part in (input_half, output_half)
+        torch.cat(list(reversed(part.split(counts_half)))) if half else part for part in (input_half, output_half)
     ]
     return KernelMap(
         torch.cat([input_half, own, mirrored[1]]),

@@ -54,9 +54,7 @@ ME = _load()
 class Convolution(ME.MinkowskiConvolution):
     """`slidr.sparse.modules.Convolution` on MinkowskiEngine."""
 
-    def __init__(
-        self, c_in: int, c_out: int, kernel_size: int = 3, stride: int = 1, bias: bool = False
-    ) -> None:
+    def __init__(self, c_in: int, c_out: int, kernel_size: int = 3, stride: int = 1, bias: bool = False) -> None:
         super().__init__(c_in, c_out, kernel_size=kernel_size, stride=stride, bias=bias, dimension=3)
 
 
@@ -98,6 +96,4 @@ def run(network: Callable[[Any], Any], x: SparseTensor) -> Float[Tensor, "V D"]:
 
 
 def _with_features(x: Any, features: Tensor) -> Any:
-    return ME.SparseTensor(
-        features, coordinate_map_key=x.coordinate_map_key, coordinate_manager=x.coordinate_manager
-    )
+    return ME.SparseTensor(features, coordinate_map_key=x.coordinate_map_key, coordinate_manager=x.coordinate_manager)

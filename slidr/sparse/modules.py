@@ -36,9 +36,7 @@ class _Kernel(nn.Module):
 class Convolution(_Kernel):
     """Convolution with an odd kernel that keeps the coordinates, or with kernel = stride that halves them."""
 
-    def __init__(
-        self, c_in: int, c_out: int, kernel_size: int = 3, stride: int = 1, bias: bool = False
-    ) -> None:
+    def __init__(self, c_in: int, c_out: int, kernel_size: int = 3, stride: int = 1, bias: bool = False) -> None:
         if not (stride == 1 and kernel_size % 2 == 1) and stride != kernel_size:
             raise ValueError(
                 f"Convolution: got kernel_size {kernel_size}, stride {stride}; "
@@ -52,9 +50,7 @@ class Convolution(_Kernel):
         if self.kernel_size == 1:
             features = x.features @ self.kernel
         elif self.stride == 1:
-            features = sparse_conv(
-                x.features, self.kernel, x.manager.submanifold(x.stride, cube(self.kernel_size))
-            )
+            features = sparse_conv(x.features, self.kernel, x.manager.submanifold(x.stride, cube(self.kernel_size)))
         else:
             features = sparse_conv(x.features, self.kernel, x.manager.downsample(x.stride, cube(self.stride)))
             stride = (stride[0] * self.stride, stride[1] * self.stride, stride[2] * self.stride)
@@ -86,9 +82,7 @@ class BatchNorm(nn.Module):
         super().__init__()
         self.bn = nn.BatchNorm1d(channels, momentum=momentum)
 
-    def forward(
-        self, x: SparseTensor, residual: SparseTensor | None = None, relu: bool = False
-    ) -> SparseTensor:
+    def forward(self, x: SparseTensor, residual: SparseTensor | None = None, relu: bool = False) -> SparseTensor:
         features = self.bn(x.features) if len(x.features) > 0 else x.features
         if residual is not None:
             features = features + residual.features
