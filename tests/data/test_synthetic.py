@@ -124,7 +124,7 @@ def test_every_sweep_is_labelled_point_by_point_and_shows_every_class_in_every_s
 
 def test_points_land_on_pixels_of_their_class(world_frames: list[Frame], tiny_world: Path) -> None:
     agreeing = pairs = 0
-    for frame in world_frames[::2]:
+    for frame in world_frames[::4]:
         views = see(TINY, int(frame.scene[-4:]), 0).views
         points = np.fromfile(tiny_world / frame.lidar_path, np.float32).reshape(-1, 5)
         classes = classes_of(np.fromfile(tiny_world / str(frame.label_path), np.uint8), "nuscenes")
@@ -134,7 +134,7 @@ def test_points_land_on_pixels_of_their_class(world_frames: list[Frame], tiny_wo
         point = classes[pairing.point_index]
         agreeing += int(((point == pixel) & (point > 0)).sum())
         pairs += int((point > 0).sum())
-    assert pairs > 20_000
+    assert pairs > 15_000
     assert agreeing / pairs >= 0.9
 
 
