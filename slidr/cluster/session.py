@@ -33,7 +33,7 @@ def start(
     cluster: ClusterConfig,
     *,
     num_cpus: int | None = None,
-    log_to_driver: bool = True,
+    log_to_driver: bool = False,
     level: int = logging.ERROR,
 ) -> bool:
     """Connects this process to Ray; true where that started a new cluster.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -52,9 +53,10 @@ def train(config: Config, stage: Stage, progress: bool = True) -> dict[str, Any]
     is resumed returns its scores again. Raises `ClusterError` for a cluster that is too small, `RunError` for a
     folder in use, `TrainingFailed` when training broke off.
     """
+    config = with_absolute_paths(config)  # Ray's workers have working folders of their own
     plan = train_plan(stage.source(config))  # refuses a split smaller than a batch
     if config.cluster.num_workers > 0:
-        session.start(config.cluster, num_cpus=config.cluster.local_cpus, log_to_driver=False)
+        session.start(config.cluster, num_cpus=config.cluster.local_cpus)
         check_room(config.cluster)
     folder = claim(config)
     finished = folder.result()
@@ -78,6 +80,20 @@ def train(config: Config, stage: Stage, progress: bool = True) -> dict[str, Any]
     finally:
         tracking.Journal(folder.file("metrics.jsonl"), run).send()
         tracking.end_run(run, status, {"checkpoints": folder.checkpoints.path})
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """The config with its local paths made absolute, so that they mean the same in every process."""
+
+    def absolute(path: str) -> str:
+        return path if storage.is_remote(path) else os.path.abspath(path)
+
+    return replace(
+        config,
+        data=replace(config.data, root=absolute(config.data.root), frames=absolute(config.data.frames)),
+        superpixels=replace(config.superpixels, folder=absolute(config.superpixels.folder)),
+        run=replace(config.run, folder=absolute(config.run.folder)),
+    )
 
 
 def check_room(cluster: ClusterConfig) -> None:
@@ -120,7 +136,7 @@ def _run_workers(config: Config, stage: Stage, run: tracking.RunHandle) -> None:
         run_config=RunConfig(
             # Ray takes up whatever bears the same name; resuming is ours, so every launch has its own.
             name=f"{identity(config)}-{time.time_ns()}",
-            storage_path=_absolute(folder.file("ray")),
+            storage_path=folder.file("ray"),
             failure_config=FailureConfig(max_failures=cluster.max_failures),
         ),
     )
@@ -178,10 +194,6 @@ def _work(
             "config": identity(config),
         }
     )
-
-
-def _absolute(path: str) -> str:
-    return path if storage.is_remote(path) else os.path.abspath(path)
 
 
 def _local_device(config: Config) -> torch.device:
