@@ -18,7 +18,7 @@ from slidr.data.synthetic import write_dataroot
 from slidr.training.runs import folder_of
 from slidr.types import Frame
 
-console = Console(stderr=True, highlight=False)
+console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 class StageError(RuntimeError):

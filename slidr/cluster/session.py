@@ -39,8 +39,8 @@ def start(
     """Connects this process to Ray; true where that started a new cluster.
 
     The cluster is `cluster.address`, else the one in the environment's RAY_ADDRESS (as inside `ray job
-    submit`), else a private one on loopback with `num_cpus` CPUs (default: this machine's), without dashboard
-    or telemetry. A process that is connected already stays as it is. Raises `ClusterError` where an address
+    submit`), else a private one on loopback with `num_cpus` CPUs (default: `cluster.local_cpus`, else this
+    machine's), without dashboard or telemetry. A process that is connected already stays as it is. Raises `ClusterError` where an address
     does not answer.
     """
     if ray.is_initialized():
@@ -51,7 +51,7 @@ def start(
         _keep_token_out_of_home()
         _listen_on_loopback_only()
         options |= {
-            "num_cpus": num_cpus,
+            "num_cpus": num_cpus if num_cpus is not None else cluster.local_cpus,
             "include_dashboard": False,
             "object_store_memory": OBJECT_STORE_BYTES,
         }

@@ -56,7 +56,7 @@ def train(config: Config, stage: Stage, progress: bool = True) -> dict[str, Any]
     config = with_absolute_paths(config)  # Ray's workers have working folders of their own
     plan = train_plan(stage.source(config))  # refuses a split smaller than a batch
     if config.cluster.num_workers > 0:
-        session.start(config.cluster, num_cpus=config.cluster.local_cpus)
+        session.start(config.cluster)
         check_room(config.cluster)
     folder = claim(config)
     finished = folder.result()
