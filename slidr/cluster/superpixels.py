@@ -109,7 +109,7 @@ def map_path(folder: str, image: ImageRef) -> str:
 
 def missing_maps(folder: str, images: Sequence[ImageRef]) -> list[ImageRef]:
     """The images without an undamaged label map of their size."""
-    there = storage.list_files(folder)
+    there = storage.list_names(folder)
 
     def is_missing(image: ImageRef) -> bool:
         if f"{image.token}.png" not in there:

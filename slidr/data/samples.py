@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 import numpy as np
@@ -158,20 +158,14 @@ def _restored(value: Any, name: str) -> Any:
     return str(value) if name == "token" else np.ascontiguousarray(value, _TYPE_OF[name])
 
 
+@dataclass(frozen=True)
 class _View:
     """One image as the teacher sees it, and where the frame's points fall in it."""
 
-    def __init__(
-        self,
-        image: Float32[np.ndarray, "3 H W"],
-        superpixels: UInt16[np.ndarray, "H W"],
-        point_index: Int64[np.ndarray, " P"],
-        pixel: Int64[np.ndarray, "P 2"],
-    ) -> None:
-        self.image = image
-        self.superpixels = superpixels
-        self.point_index = point_index
-        self.pixel = pixel
+    image: Float32[np.ndarray, "3 H W"]
+    superpixels: UInt16[np.ndarray, "H W"]
+    point_index: Int64[np.ndarray, " P"]
+    pixel: Int64[np.ndarray, "P 2"]  # row, column
 
 
 def _view(

@@ -16,7 +16,6 @@ import socket
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -33,14 +32,6 @@ _STALE_S = 600.0  # a temporary file of another machine that is older than this 
 
 class DataError(ValueError):
     """Data that cannot be used: missing, damaged, or not what the tables say. The message names the file."""
-
-
-@dataclass(frozen=True)
-class FileInfo:
-    """A file in a listing."""
-
-    size: int  # bytes
-    modified: float  # seconds since 1970
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:
@@ -151,30 +142,8 @@ def exists(path: str | os.PathLike[str]) -> bool:
     return _retrying(lambda: _filesystem(path).get_file_info(_key(path)).type != fs.FileType.NotFound)
 
 
-def list_files(folder: str | os.PathLike[str]) -> dict[str, FileInfo]:
-    """The files right inside a folder by name, temporary ones left out; no folder, no files."""
-    if not is_remote(folder):
-        try:
-            with os.scandir(join(folder)) as entries:
-                found = {e.name: e.stat() for e in entries if e.is_file()}
-        except FileNotFoundError:
-            return {}
-        return {
-            name: FileInfo(stat.st_size, stat.st_mtime)
-            for name, stat in found.items()
-            if not name.startswith(_TEMPORARY)
-        }
-    selector = fs.FileSelector(_key(folder), allow_not_found=True)
-    infos = _retrying(lambda: _filesystem(folder).get_file_info(selector))
-    return {
-        info.base_name: FileInfo(info.size, (info.mtime_ns or 0) / 1e9)
-        for info in infos
-        if info.type == fs.FileType.File
-    }
-
-
 def list_names(folder: str | os.PathLike[str]) -> set[str]:
-    """The names right inside a folder, files and folders; quicker than `list_files`."""
+    """The names right inside a folder, of files and folders; none where there is no such folder."""
     if not is_remote(folder):
         try:
             return set(os.listdir(join(folder)))

@@ -20,7 +20,7 @@ def _check_store(root: str) -> None:
     """What every store must do."""
     path = storage.join(root, "maps", "a.png")
     assert not storage.exists(path)
-    assert storage.list_files(storage.join(root, "maps")) == {}
+    assert storage.list_names(storage.join(root, "maps")) == set()
     storage.write_bytes_atomic(path, b"first")
     storage.write_bytes_atomic(path, b"second one")
     assert storage.exists(path)
@@ -28,9 +28,7 @@ def _check_store(root: str) -> None:
     with storage.open_read(path) as file:
         file.seek(7)
         assert file.read(3) == b"one"
-    listed = storage.list_files(storage.join(root, "maps"))
-    assert {name: info.size for name, info in listed.items()} == {"a.png": 10}
-    assert abs(listed["a.png"].modified - time.time()) < 3600
+    assert storage.list_names(storage.join(root, "maps")) == {"a.png"}
     assert "maps" in storage.list_names(root)
     storage.delete(path)
     storage.delete(path)
@@ -44,7 +42,7 @@ def test_a_local_folder_is_a_store(tmp_path: Path) -> None:
 
 
 def test_an_s3_bucket_is_a_store(bucket: str) -> None:
-    _check_store(bucket)
+    _check_store(storage.join(bucket, "store"))
 
 
 def test_a_file_uri_is_a_local_path(tmp_path: Path) -> None:
@@ -81,7 +79,6 @@ def test_sweeping_takes_what_dead_writers_left_and_nothing_else(tmp_path: Path) 
     os.utime(forgotten, (0, 0))
     assert storage.sweep_temporary(tmp_path) == 2
     assert {file.name for file in tmp_path.iterdir()} == {alive.name, elsewhere.name, "map.png"}
-    assert storage.list_files(tmp_path).keys() == {"map.png"}
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "../x", "a/../../x", "a\\..\\x", "", "s3://other/x"])
