@@ -10,8 +10,10 @@ from slidr.cluster.loading import RayLoader
 from slidr.cluster.superpixels import folder_of as superpixel_folder
 from slidr.cluster.train import train
 from slidr.config import Config, to_dict
+from slidr.data import storage
 from slidr.data.loading import LocalLoader, PairSource
 from slidr.models.export import export_slidr
+from slidr.report.method import method_figure
 from slidr.training.checkpoint import write_weights
 from slidr.training.distill import DistillTask, build_distiller, evaluate_distiller
 from slidr.training.loop import Outcome
@@ -44,9 +46,21 @@ class PretrainStage:
         return {"retrieval": trained["val_retrieval"], "retrieval_untrained": before["val_retrieval"]}
 
     def keep(self, task: DistillTask, config: Config, folder: RunFolder, outcome: Outcome) -> dict[str, Any]:
-        """Writes the student in SLidR's published layout."""
+        """Writes the student in SLidR's published layout, and a picture of what both networks see."""
         student = {name: value.cpu() for name, value in task.model.student.state_dict().items()}
         teacher = {name: value.cpu() for name, value in task.model.teacher.state_dict().items()}
         path = folder.file("student.pt")
         write_weights(path, export_slidr(student, teacher, outcome.epoch, to_dict(config)))
-        return {"student": path}
+        picture = folder.file("method.png")
+        storage.write_bytes_atomic(picture, _picture(task, self.source(config)))
+        return {"student": path, "picture": picture}
+
+
+@torch.no_grad()
+def _picture(task: DistillTask, source: PairSource) -> bytes:
+    """The first frame of the score subset through both networks."""
+    batch = source.collate([source.sample("score", 0, 0)])
+    task.model.eval()
+    device = next(task.model.parameters()).device
+    rows, maps = task.model(batch.to(device))
+    return method_figure(batch, rows.cpu(), maps.cpu())

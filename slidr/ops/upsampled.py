@@ -14,7 +14,7 @@ The last is a small matrix (segments x cells) times the coarse map. Values and g
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int64
@@ -34,6 +34,10 @@ class UpsampledMap:
     grid: tuple[int, int]  # height, width
     size: tuple[int, int]  # height, width
     eps: float = 1e-6
+
+    def cpu(self) -> UpsampledMap:
+        """The same map on the CPU."""
+        return replace(self, features=self.features.cpu())
 
     def dense(self) -> Float[Tensor, "B C H W"]:
         """The full-size map itself."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -38,6 +38,15 @@ def sum_over_workers(values: dict[str, float], device: torch.device) -> dict[str
     packed = torch.tensor([values[name] for name in names], dtype=torch.float64, device=device)
     dist.all_reduce(packed)
     return dict(zip(names, packed.tolist(), strict=True))
+
+
+def sum_counts(counts: Int64[Tensor, "..."], device: torch.device) -> Int64[Tensor, "..."]:
+    """Elementwise sum over the workers, exact. Every worker must call it with the same shape."""
+    if world_size() == 1:
+        return counts
+    total = counts.to(device, copy=True)
+    dist.all_reduce(total)
+    return total.to(counts.device)
 
 
 def gather_rows(rows: Float[Tensor, "M C"]) -> tuple[Float[Tensor, "A C"], int]:
