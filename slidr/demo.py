@@ -67,6 +67,7 @@ def run_demo(config: Config) -> dict[str, Any]:
     console.print(
         f"scores      {results}\n"
         f"student     {result['student']}  (SLidR's published layout)\n"
+        f"picture     {result['picture']}\n"
         f"curves      slidr ui {Path('configs/demo.yaml')}\n"
         f"next        docs/first-run.md: the same on a real nuScenes keyframe, then on all of nuScenes"
     )

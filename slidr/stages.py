@@ -65,7 +65,7 @@ def run_pretraining(config: Config) -> dict[str, Any]:
     table.add_row("superpixel retrieval", f"{result['retrieval']:.1%}", f"{result['retrieval_untrained']:.1%}")
     table.add_row("validation loss", f"{result['val_loss']:.3f}", "")
     console.print(table)
-    console.print(f"student -> {result['student']}; curves: slidr ui")
+    console.print(f"student -> {result['student']}\npicture -> {result['picture']}")
     return result
 
 

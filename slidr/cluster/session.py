@@ -38,10 +38,10 @@ def start(
 ) -> bool:
     """Connects this process to Ray; true where that started a new cluster.
 
-    The cluster is `cluster.address`, else the one in the environment's RAY_ADDRESS (as inside `ray job
-    submit`), else a private one on loopback with `num_cpus` CPUs (default: `cluster.local_cpus`, else this
-    machine's), without dashboard or telemetry. A process that is connected already stays as it is. Raises `ClusterError` where an address
-    does not answer.
+    The cluster is `cluster.address`, else the one in the environment's RAY_ADDRESS (as inside `ray job submit`), else
+    a private one on loopback with `num_cpus` CPUs (default: `cluster.local_cpus`, else this machine's), without
+    dashboard or telemetry. A process that is connected already stays as it is. Raises `ClusterError` where an
+    address does not answer.
     """
     if ray.is_initialized():
         return False

@@ -4,6 +4,7 @@ runs/NAME/config.yaml     what it was started with
 runs/NAME/checkpoints/    see `slidr.training.checkpoint`
 runs/NAME/metrics.jsonl   one line a logged step
 runs/NAME/student.pt      the final student in SLidR's published layout
+runs/NAME/method.png      one held-out keyframe through both networks (pretraining)
 runs/NAME/result.json     the final scores; its presence says that the run is finished
 """
 
