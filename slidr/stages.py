@@ -29,7 +29,7 @@ def make_frames(config: Config) -> str:
     """Reads the data set's tables once and writes the frame table; returns its path."""
     data = config.data
     frames = _read(config)
-    write_frames(frames, data.frames)
+    write_frames(frames, data.frames, data.dataset)
     scenes = len({frame.scene for frame in frames})
     console.print(f"frames: {len(frames)} keyframes of {scenes} scenes -> {data.frames}")
     return data.frames
@@ -41,9 +41,8 @@ def make_superpixels(config: Config) -> SuperpixelReport:
     Raises `StageError` listing the images that could not be read, after everything else is done.
     """
     table = FrameTable.open(config.data.frames)
-    splits = dict.fromkeys((config.data.train_split, config.data.val_split))
-    frames = {frame.token: frame for split in splits for frame in table.select(split)}
-    report = compute_superpixels(list(frames.values()), config.data, config.superpixels, config.cluster)
+    frames = table.select((config.data.train_split, config.data.val_split))
+    report = compute_superpixels(frames, config.data, config.superpixels, config.cluster)
     console.print(f"superpixels: {report.computed} computed, {report.skipped} there already -> {report.folder}")
     if report.failed:
         lines = "\n".join(f"  {path}: {reason}" for path, reason in report.failed)
@@ -93,4 +92,4 @@ def make_world(out: str | Path, world: WorldConfig, workers: int = 1) -> Path:
 def _read(config: Config) -> list[Frame]:
     if config.data.dataset == "semantic_kitti":
         return semantic_kitti.read_frames(config.data.root)
-    return nuscenes.read_frames(config.data.root, config.data.version)
+    return nuscenes.read_frames(config.data.root, config.data.version, report=console.print)

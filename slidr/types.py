@@ -84,13 +84,14 @@ class PairSample:
     """One keyframe ready for distillation: a voxelized cloud, its images, their superpixels, and the pairs.
 
     ``point_index`` counts the rows that the student answers with: voxels for a voxel student (a point speaks
-    through its voxel), ``points`` for a bird's-eye-view student. ``pixel_index`` is (image, row, column).
+    through its voxel), points in range for a bird's-eye-view student. ``points`` says where these rows lie.
+    ``pixel_index`` is (image, row, column).
     """
 
     token: str
     coordinates: Int32[np.ndarray, "V 3"]
     features: Float32[np.ndarray, "V C"]
-    points: Float32[np.ndarray, "N 3"]  # metres, lidar frame after augmentation
+    points: Float32[np.ndarray, "N 3"]  # metres, lidar frame after augmentation; where each answer lies
     images: Float32[np.ndarray, "I 3 H W"]  # RGB in [0, 1]
     superpixels: UInt16[np.ndarray, "I H W"]
     point_index: Int64[np.ndarray, " P"]

@@ -12,9 +12,7 @@ sizes = st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3))  # wo
 
 
 @given(frames=st.integers(36, 90), shape=sizes, seed=st.integers(0, 9))
-def test_workers_together_see_what_one_worker_sees(
-    frames: int, shape: tuple[int, int, int], seed: int
-) -> None:
+def test_workers_together_see_what_one_worker_sees(frames: int, shape: tuple[int, int, int], seed: int) -> None:
     workers, accumulate, share = shape
     batch = workers * accumulate * share
     alone = TrainPlan(frames, batch, seed)
