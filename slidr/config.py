@@ -36,7 +36,7 @@ TeacherName = Literal[
     "dino_vitb8",
     "efficientnet_lite0",
 ]
-LossName = Literal["superpixel_info_nce", "point_pixel_info_nce"]
+LossName = Literal["superpixel_info_nce", "point_pixel_info_nce", "cross_entropy_lovasz"]
 OptimizerName = Literal["sgd", "adamw"]
 ScheduleName = Literal["cosine", "one_cycle", "step", "constant"]
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -107,6 +107,7 @@ class StudentConfig:
     width: float = 1.0  # multiplies every hidden channel count of a MinkUNet
     bn_momentum: float = 0.05
     weights: str | None = None  # a checkpoint to start from
+    freeze: bool = False  # fine-tuning: train the last layer only (a linear probe)
 
 
 @dataclass(frozen=True)
@@ -123,12 +124,14 @@ class LossConfig:
     min_points: int = 1  # superpixels with fewer paired points are dropped
     pairs: int = 4096  # point_pixel_info_nce: pairs drawn per batch and worker
     gather_negatives: bool = False  # true: every worker's superpixels are negatives
+    class_weights: tuple[float, ...] | None = None  # cross_entropy_lovasz: of every class, the ignored one included
 
 
 @dataclass(frozen=True)
 class OptimConfig:
     name: OptimizerName = "sgd"
     lr: float = 0.5
+    head_lr: float | None = None  # fine-tuning: of the last layer; null: lr
     momentum: float = 0.9
     dampening: float = 0.1
     weight_decay: float = 1e-4
@@ -138,6 +141,17 @@ class OptimConfig:
     batch_size: int = 4  # frames per optimizer step, over all workers
     accumulate: int = 1  # micro-batches per optimizer step
     precision: Precision = "float32"  # of the forward pass; float16 and bfloat16 on GPU only
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """What `slidr evaluate` does."""
+
+    checkpoint: str | None = None  # the fine-tuned student; the command line's --checkpoint
+    split: SplitName = "val"
+    votes: int = 1  # predictions averaged per sweep: itself, then randomly turned and flipped copies
+    bootstrap: int = 1000  # draws of frames for the interval of mIoU
+    submission: str | None = None  # a folder for predictions in the benchmark's format; null: none
 
 
 @dataclass(frozen=True)
@@ -193,6 +207,7 @@ class Config:
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     run: RunConfig = field(default_factory=RunConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
@@ -291,8 +306,20 @@ def check(config: Config, source: str = "config") -> None:
     )
     require(student.out_channels > 0, "student.out_channels", f"got {student.out_channels}, expected at least 1")
     require(len(config.loss.names) > 0, "loss.names", f"expected at least one of {list(get_args(LossName))}")
+    require(
+        "cross_entropy_lovasz" not in config.loss.names or len(config.loss.names) == 1,
+        "loss.names",
+        "cross_entropy_lovasz is for labels, the others for images; it stands alone",
+    )
+    weights = config.loss.class_weights
+    require(
+        weights is None or (len(weights) == student.out_channels and min(weights) >= 0),
+        "loss.class_weights",
+        f"expected one weight of at least 0 for each of student.out_channels ({student.out_channels}) classes",
+    )
     require(config.loss.temperature > 0, "loss.temperature", "expected a positive number")
     require(optim.lr > 0, "optim.lr", "expected a positive number")
+    require(optim.head_lr is None or optim.head_lr > 0, "optim.head_lr", "expected a positive number or null")
     require(optim.epochs >= 1, "optim.epochs", "expected at least 1")
     require(optim.batch_size >= 1, "optim.batch_size", "expected at least 1")
     require(optim.accumulate >= 1, "optim.accumulate", "expected at least 1")
@@ -311,6 +338,8 @@ def check(config: Config, source: str = "config") -> None:
     require(cluster.num_workers >= 0, "cluster.num_workers", "expected 0 (in this process) or more")
     require(cluster.cpus_per_worker >= 1, "cluster.cpus_per_worker", "expected at least 1")
     require(cluster.loader_cpus >= 1, "cluster.loader_cpus", "loading needs at least 1 CPU")
+    require(config.evaluation.votes >= 1, "evaluation.votes", "expected at least 1")
+    require(config.evaluation.bootstrap >= 1, "evaluation.bootstrap", "expected at least 1")
     world = config.world
     for key in ("parametrize", "verify", "val", "keyframes"):
         require(getattr(world, key) >= 1, f"world.{key}", f"got {getattr(world, key)}, expected at least 1")

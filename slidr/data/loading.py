@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal, Protocol
 
 from slidr.config import Config
-from slidr.data.collate import collate_pairs
+from slidr.data.collate import collate_pairs, collate_scans
 from slidr.data.frames import FrameTable
 from slidr.data.plan import MicroBatch, TrainPlan, spread, validation_batches
-from slidr.data.samples import pair_sample
-from slidr.types import PairBatch, PairSample
+from slidr.data.samples import pair_sample, scan_sample
+from slidr.types import PairBatch, PairSample, ScanBatch, ScanSample
 
 Subset = Literal["train", "val", "score"]
 
@@ -62,6 +62,46 @@ class PairSource:
 
     def collate(self, samples: Sequence[PairSample]) -> PairBatch:
         return collate_pairs(list(samples))
+
+
+@dataclass(frozen=True)
+class ScanSource:
+    """Labelled sweeps for segmentation.
+
+    With several `votes`, each held-out frame is that many samples in a row: itself, then copies turned and flipped at
+    random (drawn from seed, vote and token), for predictions that are averaged. Not `labelled`, as in a test split,
+    every label is 0.
+    """
+
+    config: Config
+    votes: int = 1
+    labelled: bool = True
+    sample_type = ScanSample
+
+    def count(self, subset: Subset) -> int:
+        return len(subset_frames(self.config, subset)) * self._samples_per_frame(subset)
+
+    def sample(self, subset: Subset, index: int, epoch: int) -> ScanSample:
+        data, training = self.config.data, subset == "train"
+        frame, vote = divmod(index, self._samples_per_frame(subset))
+        if not training and vote > 0:
+            augment = replace(data.augment, rotate=True, flip_axes=True, scale=(1.0, 1.0))
+            data, training, epoch = replace(data, augment=augment), True, vote
+        return scan_sample(
+            subset_frames(self.config, subset)[frame],
+            data,
+            student=self.config.student.name,
+            seed=self.config.run.seed,
+            epoch=epoch,
+            training=training,
+            labelled=self.labelled,
+        )
+
+    def collate(self, samples: Sequence[ScanSample]) -> ScanBatch:
+        return collate_scans(list(samples))
+
+    def _samples_per_frame(self, subset: Subset) -> int:
+        return 1 if subset == "train" else self.votes
 
 
 @lru_cache(maxsize=8)

@@ -40,7 +40,7 @@ def sum_over_workers(values: dict[str, float], device: torch.device) -> dict[str
     return dict(zip(names, packed.tolist(), strict=True))
 
 
-def sum_counts(counts: Int64[Tensor, "..."], device: torch.device) -> Int64[Tensor, "..."]:
+def sum_counts(counts: Int64[Tensor, "*shape"], device: torch.device) -> Int64[Tensor, "*shape"]:
     """Elementwise sum over the workers, exact. Every worker must call it with the same shape."""
     if world_size() == 1:
         return counts

@@ -1,0 +1,73 @@
+"""Fine-tuning and linear probing as a stage: labelled sweeps, scored per point."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from slidr.cluster.loading import RayLoader
+from slidr.cluster.train import train
+from slidr.config import Config, to_dict
+from slidr.data import storage
+from slidr.data.loading import LocalLoader, ScanSource, subset_frames
+from slidr.data.splits import published_scans
+from slidr.models.export import export_slidr
+from slidr.training.checkpoint import write_weights
+from slidr.training.loop import Outcome
+from slidr.training.runs import RunFolder
+from slidr.training.segment import SegmentTask, require_segmentation
+
+
+def finetune(config: Config, progress: bool = True) -> dict[str, Any]:
+    """Fine-tunes a student as configured; returns its final scores. See `slidr.cluster.train.train`."""
+    require_segmentation(config)
+    return train(config, FinetuneStage(), progress)
+
+
+class FinetuneStage:
+    """Segmentation with point labels: every layer, or with `student.freeze` the last one."""
+
+    name = "finetune"
+
+    def source(self, config: Config) -> ScanSource:
+        return ScanSource(config)
+
+    def task(self, config: Config) -> SegmentTask:
+        return SegmentTask(config)
+
+    def scores(
+        self, task: SegmentTask, config: Config, loader: RayLoader | LocalLoader, device: torch.device
+    ) -> dict[str, float]:
+        """None besides the last validation's: `slidr evaluate` takes them on the whole split."""
+        return {}
+
+    def keep(self, task: SegmentTask, config: Config, folder: RunFolder, outcome: Outcome) -> dict[str, Any]:
+        """Writes the last and the best student in SLidR's published layout, and what was labelled."""
+        last = folder.file("student.pt")
+        write_weights(last, export_slidr(task.state()["student"], None, outcome.epoch, to_dict(config)))
+        kept: dict[str, Any] = {"student": last, "weights": str(task.report) if task.report else "random"}
+        best = folder.checkpoints.best()
+        if best is not None:
+            kept["best_student"] = folder.file("student_best.pt")
+            write_weights(kept["best_student"], export_slidr(best["student"], None, best["epoch"], to_dict(config)))
+            kept |= {"best_val_miou": best["metrics"]["val_miou"], "best_epoch": best["epoch"]}
+        return {**kept, **_write_labelled(config, folder)}
+
+
+def labelled_part(config: Config) -> tuple[list[str], bool]:
+    """The scenes (SemanticKITTI: scans) that training takes labels from, and whether they are a published list."""
+    frames = subset_frames(config, "train")
+    if config.data.dataset != "semantic_kitti":
+        return frames.scenes, False
+    scans = sorted(frames.tokens)
+    try:
+        return scans, config.data.train_split == "train" and scans == published_scans(config.data.train_fraction)
+    except ValueError:  # no list is published for this fraction
+        return scans, False
+
+
+def _write_labelled(config: Config, folder: RunFolder) -> dict[str, Any]:
+    names, published = labelled_part(config)
+    storage.write_bytes_atomic(folder.file("labelled.txt"), ("\n".join(names) + "\n").encode())
+    return {"labelled": len(names), "labelled_as_published": published}
