@@ -111,7 +111,9 @@ class Teacher(nn.Module):
             normalised = (images - self.mean) / self.std
             if below or right:
                 normalised = F.pad(normalised, (0, right, 0, below), mode="replicate")
-            features = self.encoder(normalised)
+            # On a CPU one image at a time stays in the cache: half the time for Lite0's wide, thin layers.
+            parts = normalised.split(1) if images.device.type == "cpu" else (normalised,)
+            features = torch.cat([self.encoder(part) for part in parts])
         return UpsampledMap(self.decoder(features), (height + below, width + right), (height, width))
 
 
