@@ -15,6 +15,7 @@ from slidr.data.synthetic.shapes import corners
 from slidr.data.synthetic.textures import noise
 
 NEAR = 0.3  # metres (times the ray's length): nothing nearer is seen
+SPECK = 0.4  # rays: parts whose outline covers fewer are left out
 
 
 @dataclass(frozen=True)
@@ -217,19 +218,36 @@ def _camera_rectangles(parts: np.ndarray, grid: RayGrid) -> list[tuple[int, int,
     beyond = (depth < NEAR).all(1)
     for value, low, high in ((local[..., 0], across[0], across[-1]), (local[..., 1], down[0], down[-1])):
         beyond |= (value < low * depth).all(1) | (value > high * depth).all(1)
-    safe = np.maximum(depth, NEAR)
-    columns = (local[..., 0] / safe - across[0]) / (across[1] - across[0])
-    rows = (local[..., 1] / safe - down[0]) / (down[1] - down[0])
-    left, right = np.floor(columns.min(1)), np.ceil(columns.max(1)) + 1
-    top, bottom = np.floor(rows.min(1)), np.ceil(rows.max(1)) + 1
-    cut = (depth < NEAR).any(1)
-    left, right = np.where(cut, 0, left), np.where(cut, width, right)
-    top, bottom = np.where(cut, 0, top), np.where(cut, height, bottom)
-    limits = np.stack(
-        [top.clip(0, height), bottom.clip(0, height), left.clip(0, width), right.clip(0, width)], axis=1
-    ).astype(int)
-    seen = np.flatnonzero(~beyond & (limits[:, 0] < limits[:, 1]) & (limits[:, 2] < limits[:, 3]))
+    points = _in_front(local)
+    columns = (points[..., 0] / points[..., 2] - across[0]) / (across[1] - across[0])
+    rows = (points[..., 1] / points[..., 2] - down[0]) / (down[1] - down[0])
+    speck = np.ptp(columns, axis=1) * np.ptp(rows, axis=1) < SPECK
+    left, right = np.floor(columns.min(1)).clip(0, width), (np.ceil(columns.max(1)) + 1).clip(0, width)
+    top, bottom = np.floor(rows.min(1)).clip(0, height), (np.ceil(rows.max(1)) + 1).clip(0, height)
+    limits = np.stack([top, bottom, left, right], axis=1).astype(int)
+    seen = np.flatnonzero(~beyond & ~speck & (top < bottom) & (left < right))
     return [(int(i), *map(int, limits[i])) for i in seen]  # type: ignore[misc]
+
+
+_EDGES = np.array([(a, a | bit) for bit in (1, 2, 4) for a in range(8) if not a & bit])  # pairs of `corners`
+
+
+def _in_front(local: Float64[np.ndarray, "N 8 3"]) -> Float64[np.ndarray, "N 20 3"]:
+    """Corners of what each box keeps in front of the near plane: its corners, and where its edges cross the plane.
+
+    Rows that are neither repeat the box's farthest corner (or lie at the near plane, for boxes wholly behind it).
+    """
+    depth = local[..., 2]
+    start, end = local[:, _EDGES[:, 0]], local[:, _EDGES[:, 1]]
+    crosses = (start[..., 2] < NEAR) != (end[..., 2] < NEAR)
+    span = np.where(crosses, end[..., 2] - start[..., 2], 1.0)
+    share = np.where(crosses, (NEAR - start[..., 2]) / span, 0.0)
+    points = np.concatenate([local, start + share[..., None] * (end - start)], axis=1)
+    valid = np.concatenate([depth >= NEAR, crosses], axis=1)
+    farthest = local[np.arange(len(local)), depth.argmax(1)]
+    points = np.where(valid[..., None], points, farthest[:, None])
+    points[..., 2] = np.maximum(points[..., 2], NEAR)
+    return points
 
 
 def _lidar_rectangles(parts: np.ndarray, grid: RayGrid) -> list[tuple[int, int, int, int, int]]:
@@ -253,14 +271,16 @@ def _lidar_rectangles(parts: np.ndarray, grid: RayGrid) -> list[tuple[int, int, 
     step = 2 * np.pi / width
     left = np.floor((middle + turn.min(1) + np.pi) / step).astype(int)
     right = np.ceil((middle + turn.max(1) + np.pi) / step).astype(int) + 1
+    rows = (steepest - lowest) / np.mean(np.diff(tangents))
+    speck = ~around & ((turn.max(1) - turn.min(1)) / step * rows < SPECK)
     rectangles = []
-    for i in np.flatnonzero(top < bottom):
-        rows = (int(top[i]), int(bottom[i]))
+    for i in np.flatnonzero((top < bottom) & ~speck):
+        band = (int(top[i]), int(bottom[i]))
         if around[i] or right[i] - left[i] >= width:
-            rectangles.append((int(i), *rows, 0, width))
+            rectangles.append((int(i), *band, 0, width))
             continue
         for turns in (-width, 0, width):
             a, b = max(0, left[i] + turns), min(width, right[i] + turns)
             if a < b:
-                rectangles.append((int(i), *rows, int(a), int(b)))
+                rectangles.append((int(i), *band, int(a), int(b)))
     return rectangles

@@ -465,6 +465,8 @@ def _traffic(
             x = span[0] + rng.uniform(0, 20)
             while x < span[1]:
                 kind = str(rng.choice(kinds))
+                if direction == 1 and (not own or abs(x) < 26):
+                    kind = "vehicle.car"  # a long vehicle that keeps beside the ego car would hide the street
                 if not (own and -14 < x < 16):
                     build.thing(kind, x, y + rng.normal(0, 0.15), 0.0, 0.0 if direction > 0 else np.pi, speed)
                 x += rng.uniform(20, 40)
