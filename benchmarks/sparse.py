@@ -1,0 +1,230 @@
+"""MinkUNet34C forward and backward on one real-sized cloud: the torch engine against MinkowskiEngine.
+
+    python benchmarks/sparse.py [--threads 2] [--runs 7] [--out results/sparse.json]
+
+Runs of both engines alternate in one process, so that a busy machine slows both alike. GFLOP count the multiply-adds
+that the kernel maps ask for (2 per pair and weight); backward counts twice the forward. The GEMM peak is the best
+float32 matrix product measured between the runs. Peak memory is measured in a fresh process per engine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from slidr.models.minkunet import MinkUNet34C
+from slidr.sparse import SparseTensor
+from slidr.sparse import functional as sparse_functional
+
+SHARED = Path(os.environ.get("SLIDR_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+
+
+def cloud() -> tuple[Tensor, Tensor, str]:
+    """Intensities and [batch, rho, phi, z] voxels of a keyframe, or of a synthetic 32-beam sweep where it is absent."""
+    stored = SHARED / "golden" / "minkunet.npz"
+    if stored.exists():
+        voxels, source = np.load(stored)["coords"].astype(np.int32), "real keyframe"
+    else:
+        voxels, source = ring_voxels(), "synthetic 32-beam sweep"
+    coordinates = np.concatenate([np.zeros((len(voxels), 1), np.int32), voxels], axis=1)
+    features = np.random.default_rng(0).uniform(0, 1, (len(voxels), 1)).astype(np.float32)
+    return torch.from_numpy(features), torch.from_numpy(coordinates), source
+
+
+def ring_voxels(beams: int = 32, columns: int = 1080, seed: int = 0) -> np.ndarray:
+    """Cylindrical voxels of rings on flat ground and of boxes of random range, as a spinning lidar sees them."""
+    rng = np.random.default_rng(seed)
+    azimuth = np.linspace(-180, 180, columns, endpoint=False)
+    walls = np.repeat(rng.uniform(6, 60, columns // 18), 18)  # metres; one object face per 6 degrees
+    rows = []
+    for elevation in np.radians(np.linspace(-30, 10, beams)):
+        ground = 1.8 / np.tan(-elevation) if elevation < 0 else np.inf
+        distance = np.minimum(ground, walls) + rng.normal(0, 0.02, columns)
+        height = distance * np.tan(elevation)
+        seen = distance < 70
+        rows.append(np.stack([distance / 0.1, azimuth, height / 0.1], axis=1)[seen])
+    return np.unique(np.floor(np.concatenate(rows)).astype(np.int32), axis=0)
+
+
+def build(engine: Any) -> MinkUNet34C:
+    torch.manual_seed(0)
+    return MinkUNet34C(1, 64, engine=engine).train()
+
+
+def one_step(model: MinkUNet34C, features: Tensor, coordinates: Tensor) -> tuple[float, float]:
+    """Seconds of the forward and of the backward pass, kernel maps included."""
+    model.zero_grad(set_to_none=True)
+    begin = time.perf_counter()
+    out = model(SparseTensor(features, coordinates)).features
+    middle = time.perf_counter()
+    (out * out.detach().roll(1, 0)).sum().backward()
+    return middle - begin, time.perf_counter() - middle
+
+
+def gemm_peak(size: int = 2048) -> float:
+    """GFLOP/s of one float32 matrix product."""
+    a, b = torch.randn(size, size), torch.randn(size, size)
+    out = torch.empty(size, size)
+    torch.mm(a, b, out=out)
+    begin = time.perf_counter()
+    torch.mm(a, b, out=out)
+    return 2 * size**3 / (time.perf_counter() - begin) / 1e9
+
+
+def count_gflop(model: MinkUNet34C, features: Tensor, coordinates: Tensor) -> float:
+    """Forward GFLOP: 2 C_in C_out per kernel-map pair, pointwise convolutions included."""
+    total = 0.0
+    real = sparse_functional.sparse_conv
+
+    def counting(x: Tensor, weight: Tensor, kernel_map: Any) -> Tensor:
+        nonlocal total
+        total += 2.0 * kernel_map.num_pairs * weight.shape[1] * weight.shape[2]
+        return real(x, weight, kernel_map)
+
+    import slidr.sparse.modules as modules
+
+    modules.sparse_conv = counting
+    hooks = [
+        m.register_forward_pre_hook(lambda m, inputs: pointwise.append((len(inputs[0].features), *m.kernel.shape)))
+        for m in model.modules()
+        if getattr(m, "kernel_size", None) == 1
+    ]
+    pointwise: list[tuple[int, ...]] = []
+    try:
+        with torch.no_grad():
+            model(SparseTensor(features, coordinates))
+    finally:
+        modules.sparse_conv = real
+        for hook in hooks:
+            hook.remove()
+    return (total + sum(2.0 * rows * c_in * c_out for rows, c_in, c_out in pointwise)) / 1e9
+
+
+def map_seconds(coordinates: Tensor) -> float:
+    """Seconds to sort one cloud and to build every kernel map of a MinkUNet."""
+    begin = time.perf_counter()
+    manager = SparseTensor(torch.zeros(len(coordinates), 1), coordinates).manager
+    for level in range(5):
+        stride = (2**level,) * 3
+        _ = manager.submanifold(stride, (3, 3, 3)).bags
+        if level < 4:
+            down = manager.downsample(stride, (2, 2, 2))
+            _ = down.bags, down.transposed().bags
+    return time.perf_counter() - begin
+
+
+def peak_memory(engine: str, threads: int) -> float:
+    """MiB above the imported, built model that three training steps reach, measured in a process of their own."""
+    code = (
+        "import sys; sys.path.insert(0, 'benchmarks'); import sparse, torch;"
+        f"torch.set_num_threads({threads}); m = sparse.build('{engine}'); f, c, _ = sparse.cloud();"
+        "before = sparse.resident(); [sparse.one_step(m, f, c) for _ in range(3)]; print(sparse.high_water() - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
+def resident() -> float:
+    """MiB resident now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def high_water() -> float:
+    """MiB resident at most so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def measure(threads: int, runs: int) -> dict[str, Any]:
+    torch.set_num_threads(threads)
+    features, coordinates, source = cloud()
+    engines = {"torch": build("torch")}
+    try:
+        engines["minkowski"] = build("minkowski")
+    except ImportError as error:
+        print(f"minkowski: skipped ({error})", file=sys.stderr)
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in engines}
+    for model in engines.values():
+        one_step(model, features, coordinates)
+    peaks, maps = [], []
+    for _ in range(runs):
+        for name, model in engines.items():
+            times[name].append(one_step(model, features, coordinates))
+            peaks.append(gemm_peak())
+        maps.append(map_seconds(coordinates))
+    forward = count_gflop(engines["torch"], features, coordinates)
+    peak = max(peaks)
+    result: dict[str, Any] = {
+        "cloud": source,
+        "voxels": len(coordinates),
+        "threads": threads,
+        "runs": runs,
+        "torch_version": torch.__version__,
+        "processor": platform.machine(),
+        "forward_gflop": forward,
+        "gemm_peak_gflops": peak,
+        "map_seconds": statistics.median(maps),
+        "engines": {},
+    }
+    for name, pairs in times.items():
+        total = statistics.median(a + b for a, b in pairs)
+        result["engines"][name] = {
+            "forward_s": statistics.median(a for a, _ in pairs),
+            "backward_s": statistics.median(b for _, b in pairs),
+            "total_s": total,
+            "best_total_s": min(a + b for a, b in pairs),
+            "gflops": 3 * forward / total,
+            "of_peak": 3 * forward / total / peak,
+            "peak_mib": peak_memory(name, threads),
+        }
+    ours = result["engines"]["torch"]
+    result["map_share"] = result["map_seconds"] / ours["total_s"]
+    if "minkowski" in result["engines"]:
+        result["time_ratio"] = ours["total_s"] / result["engines"]["minkowski"]["total_s"]
+    return result
+
+
+def table(result: dict[str, Any]) -> str:
+    lines = [
+        f"MinkUNet34C, {result['voxels']} voxels ({result['cloud']}), {result['threads']} threads, "
+        f"medians of {result['runs']}; forward {result['forward_gflop']:.1f} GFLOP, "
+        f"GEMM peak {result['gemm_peak_gflops']:.0f} GFLOP/s",
+        f"{'engine':<10} {'forward s':>10} {'backward s':>11} {'sum s':>7} {'GFLOP/s':>8} {'of peak':>8} {'peak MiB':>9}",
+    ]
+    lines += [
+        f"{name:<10} {e['forward_s']:>10.3f} {e['backward_s']:>11.3f} {e['total_s']:>7.3f} {e['gflops']:>8.0f} "
+        f"{e['of_peak']:>8.0%} {e['peak_mib']:>9.0f}"
+        for name, e in result["engines"].items()
+    ]
+    lines.append(f"kernel maps {result['map_seconds'] * 1e3:.0f} ms, {result['map_share']:.1%} of a step")
+    if "time_ratio" in result:
+        lines.append(f"torch takes {result['time_ratio']:.2f} of minkowski's time (1/{1 / result['time_ratio']:.1f})")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--out", type=Path, default=Path("results/sparse.json"))
+    args = parser.parse_args()
+    result = measure(args.threads, args.runs)
+    print(table(result))
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

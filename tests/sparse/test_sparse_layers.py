@@ -1,0 +1,246 @@
+"""Sparse layers against dense conv3d, numerical gradients and the symmetries they must have."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from slidr.models.minkunet import MinkUNet14
+from slidr.sparse import (
+    BatchNorm,
+    Convolution,
+    SparseTensor,
+    TransposedConvolution,
+    concatenate,
+    global_max,
+    global_mean,
+)
+
+SHAPE = (6, 4, 8)
+
+
+def grid(filled: float, channels: int, seed: int = 0, clouds: int = 2) -> tuple[torch.Tensor, SparseTensor]:
+    """A dense (B, C, X, Y, Z) float64 volume, zero where empty, and the same as a sparse tensor of shuffled rows."""
+    generator = torch.Generator().manual_seed(seed)
+    here = torch.rand(clouds, *SHAPE, generator=generator) < filled
+    dense = torch.randn(clouds, channels, *SHAPE, generator=generator, dtype=torch.float64) * here[:, None]
+    index = torch.nonzero(here)
+    index = index[torch.randperm(len(index), generator=generator)]
+    b, x, y, z = index.unbind(1)
+    return dense, SparseTensor(dense[b, :, x, y, z], index.int())
+
+
+def dense_weight(kernel: torch.Tensor, size: int) -> torch.Tensor:
+    """[K, C_in, C_out] with the first axis fastest as conv3d's [C_out, C_in, x, y, z]."""
+    c_in, c_out = kernel.shape[-2:]
+    return kernel.reshape(size, size, size, c_in, c_out).permute(4, 3, 2, 1, 0)
+
+
+def at_rows(dense: torch.Tensor, coordinates: torch.Tensor, stride: int = 1) -> torch.Tensor:
+    b, x, y, z = coordinates.long().unbind(1)
+    return dense[b, :, x // stride, y // stride, z // stride]
+
+
+@pytest.mark.parametrize("filled", [1.0, 0.3])
+@pytest.mark.parametrize("channels", [(3, 5), (12, 10)], ids=["narrow", "wide"])
+@pytest.mark.parametrize("size", [1, 3, 5])
+def test_submanifold_conv_matches_dense_conv3d(filled: float, channels: tuple[int, int], size: int) -> None:
+    dense, x = grid(filled, channels[0])
+    layer = Convolution(*channels, size, bias=True).double()
+    out = layer(x)
+    expected = F.conv3d(dense, dense_weight(layer.kernel, size), layer.bias[0], padding=size // 2)
+    assert out.coordinates is not None
+    assert torch.equal(out.coordinates, x.coordinates)
+    torch.testing.assert_close(out.features, at_rows(expected, x.coordinates))
+
+
+@pytest.mark.parametrize("filled", [1.0, 0.3])
+@pytest.mark.parametrize("channels", [(3, 5), (12, 10)], ids=["narrow", "wide"])
+def test_strided_conv_matches_dense_conv3d(filled: float, channels: tuple[int, int]) -> None:
+    dense, x = grid(filled, channels[0])
+    layer = Convolution(*channels, 2, stride=2).double()
+    out = layer(x)
+    expected = F.conv3d(dense, dense_weight(layer.kernel, 2), stride=2)
+    assert out.stride == (2, 2, 2)
+    torch.testing.assert_close(out.features, at_rows(expected, out.coordinates, 2))
+
+
+@pytest.mark.parametrize("filled", [1.0, 0.3])
+def test_transposed_conv_matches_dense_conv_transpose3d(filled: float) -> None:
+    _, x = grid(filled, 10)
+    down, up = Convolution(10, 12, 2, stride=2).double(), TransposedConvolution(12, 9).double()
+    coarse = down(x)
+    dense = torch.zeros(2, 12, *(s // 2 for s in SHAPE), dtype=torch.float64)
+    b, i, j, k = (coarse.coordinates // torch.tensor([1, 2, 2, 2])).long().unbind(1)
+    dense.permute(0, 2, 3, 4, 1)[b, i, j, k] = coarse.features.detach()
+    out = up(coarse)
+    expected = F.conv_transpose3d(dense, dense_weight(up.kernel, 2).transpose(0, 1), stride=2)
+    assert torch.equal(out.coordinates, x.coordinates)
+    torch.testing.assert_close(out.features, at_rows(expected, x.coordinates))
+
+
+@pytest.mark.parametrize("channels", [(2, 3), (9, 8)], ids=["narrow", "wide"])
+def test_gradients_agree_with_finite_differences(channels: tuple[int, int]) -> None:
+    _, x = grid(0.06, channels[0], clouds=1)
+    keep, down, up = Convolution(*channels, 3), Convolution(channels[1], 8, 2, stride=2), TransposedConvolution(8, 9)
+
+    def network(features: torch.Tensor, *kernels: torch.Tensor) -> torch.Tensor:
+        y = x.replace(features)
+        for layer, kernel in zip((keep, down, up), kernels, strict=True):
+            y = torch.func.functional_call(layer, {"kernel": kernel}, (y,))
+        return y.features
+
+    arguments = [x.features, *(layer.kernel.double() for layer in (keep, down, up))]
+    arguments = [a.detach().requires_grad_() for a in arguments]
+    assert torch.autograd.gradcheck(network, arguments, nondet_tol=0.0, fast_mode=True)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("with_residual", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+def test_batch_norm_equals_its_parts(relu: bool, with_residual: bool, training: bool) -> None:
+    _, x = grid(0.3, 7)
+    torch.manual_seed(0)
+    layer, parts = (BatchNorm(7, momentum=0.3).double().train(training) for _ in range(2))
+    with torch.no_grad():
+        layer.bn.weight.uniform_(0.5, 2)
+        layer.bn.bias.uniform_(-1, 1)
+        layer.bn.running_mean.uniform_(-1, 1)
+        layer.bn.running_var.uniform_(0.5, 2)
+    parts.load_state_dict(layer.state_dict())
+    results = []
+    for norm in (layer, parts):
+        features = x.features.clone().requires_grad_()
+        other = x.features.flip(0).clone().requires_grad_()
+        if norm is layer:
+            residual = x.replace(other) if with_residual else None
+            out = norm(x.replace(features), residual=residual, relu=relu).features
+        else:
+            out = norm.bn(features)
+            out = out + other if with_residual else out
+            out = torch.relu(out) if relu else out
+        (out * torch.linspace(-1, 1, 7)).sum().backward()
+        results.append([out, features.grad, other.grad, norm.bn.weight.grad, norm.bn.bias.grad, *norm.bn.buffers()])
+    for got, expected in zip(*results, strict=True):
+        if expected is not None:
+            torch.testing.assert_close(got, expected)
+
+
+def test_batch_norm_can_be_converted_to_synchronised_statistics() -> None:
+    model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(MinkUNet14(width=0.25))
+    kinds = {type(m) for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)}
+    assert kinds == {torch.nn.SyncBatchNorm}
+    _, x = grid(0.3, 1)
+    with torch.no_grad():
+        assert model.eval()(x.replace(x.features.float())).features.isfinite().all()
+
+
+@pytest.fixture(scope="module")
+def unet() -> MinkUNet14:
+    torch.manual_seed(0)
+    return MinkUNet14(2, 6, width=0.25).double().eval()
+
+
+@torch.no_grad()
+def test_permuting_points_permutes_outputs(unet: MinkUNet14) -> None:
+    _, x = grid(0.4, 2)
+    order = torch.randperm(len(x.features), generator=torch.Generator().manual_seed(1))
+    shuffled = unet(SparseTensor(x.features[order], x.coordinates[order]))
+    torch.testing.assert_close(shuffled.features, unet(x).features[order])
+    assert torch.equal(shuffled.coordinates, x.coordinates[order])
+
+
+@torch.no_grad()
+@settings(deadline=None, max_examples=8)
+@given(steps=st.tuples(*[st.integers(-100, 100)] * 3))
+def test_translating_by_the_total_stride_leaves_features_unchanged(
+    unet: MinkUNet14, steps: tuple[int, int, int]
+) -> None:
+    _, x = grid(0.4, 2)
+    moved = x.coordinates + 16 * torch.tensor([[0, *steps]], dtype=torch.int32)
+    torch.testing.assert_close(unet(SparseTensor(x.features, moved)).features, unet(x).features)
+
+
+@torch.no_grad()
+def test_clouds_of_different_size_do_not_mix(unet: MinkUNet14) -> None:
+    clouds = [grid(filled, 2, seed, clouds=1)[1] for seed, filled in enumerate((0.05, 0.6, 0.3))]
+    coordinates = [c.coordinates + torch.tensor([b, 0, 0, 0]) for b, c in enumerate(clouds)]
+    batch = SparseTensor(torch.cat([c.features for c in clouds]), torch.cat(coordinates).int())
+    alone = torch.cat([unet(c).features for c in clouds])
+    torch.testing.assert_close(unet(batch).features, alone)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_empty_cloud_gives_empty_output_and_zero_gradients(training: bool) -> None:
+    model = MinkUNet14(width=0.25).train(training)
+    out = model(SparseTensor(torch.zeros(0, 1), torch.zeros(0, 4, dtype=torch.int32)))
+    assert out.features.shape == (0, 64)
+    out.features.sum().backward()
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+
+
+@settings(deadline=None, max_examples=15)
+@given(seed=st.integers(0, 10_000), filled=st.floats(0.01, 0.2))
+def test_forward_and_backward_stay_finite_on_random_clouds(seed: int, filled: float) -> None:
+    _, x = grid(filled, 1, seed)
+    model = MinkUNet14(1, 4, width=0.25).eval()
+    features = x.features.float().requires_grad_()
+    out = model(x.replace(features))
+    out.features.square().sum().backward()
+    assert out.features.isfinite().all()
+    assert features.grad is not None
+    assert features.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_bfloat16_autocast_stays_close_to_float32(device: str) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    torch.manual_seed(0)
+    model = MinkUNet14(16, 8, width=0.25).to(device).eval()
+    _, x = grid(0.3, 16)
+    x = SparseTensor(x.features.float().to(device), x.coordinates.to(device))
+    plain = model(x).features
+    with torch.autocast(device, dtype=torch.bfloat16):
+        mixed = model(x).features
+    mixed.float().square().sum().backward()
+    assert float((mixed.detach().float() - plain.detach()).norm() / plain.detach().norm()) < 2e-2
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())
+
+
+def test_results_repeat_bit_for_bit() -> None:
+    _, x = grid(0.4, 16)
+    layer = Convolution(16, 24, 3).double()
+    first, second = layer(x).features, layer(SparseTensor(x.features, x.coordinates)).features
+    assert torch.equal(first, second)
+
+
+def test_global_pooling_matches_a_loop_and_gives_zeros_for_empty_clouds() -> None:
+    _, x = grid(0.3, 3)
+    apart = SparseTensor(x.features, (x.coordinates * torch.tensor([2, 1, 1, 1])).int())  # clouds 0 and 2
+    of_cloud = [x.features[x.coordinates[:, 0] == b] for b in (0, 1)]
+    nothing = torch.zeros(3, dtype=torch.float64)
+    torch.testing.assert_close(global_mean(apart, 3), torch.stack([of_cloud[0].mean(0), nothing, of_cloud[1].mean(0)]))
+    torch.testing.assert_close(global_max(apart, 3), torch.stack([of_cloud[0].amax(0), nothing, of_cloud[1].amax(0)]))
+
+
+def test_concatenating_tensors_of_other_coordinates_is_refused() -> None:
+    with pytest.raises(ValueError, match="same coordinates"):
+        concatenate(grid(0.3, 2)[1], grid(0.3, 2)[1])
+
+
+def test_dense_modules_run_on_features() -> None:
+    _, x = grid(0.3, 2)
+    out: Any = x.replace(torch.nn.Linear(2, 5).double()(x.features))
+    assert out.features.shape[1] == 5
+    assert torch.equal(out.coordinates, x.coordinates)
+
+
+def test_unsupported_kernel_and_stride_are_refused() -> None:
+    with pytest.raises(ValueError, match="expected an odd kernel"):
+        Convolution(3, 4, kernel_size=3, stride=2)
