@@ -156,7 +156,7 @@ def _claim(root: Path, world: World) -> None:
                 f"{path}: the folder holds another synthetic world ({what}); choose another folder or remove it"
             )
         return
-    if root.exists() and any(root.iterdir()):
+    if root.exists() and any(not path.name.endswith(".part") for path in root.iterdir()):
         raise ValueError(f"{root}: is not empty and holds no {PARAMETERS}; choose another folder")
     root.mkdir(parents=True, exist_ok=True)
     _write(path, (json.dumps(mine, indent=1) + "\n").encode())

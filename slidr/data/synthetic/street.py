@@ -298,13 +298,13 @@ def _kerb_side(build: _Builder, span: tuple[float, float], side: int, y: float, 
                 build.thing("movable_object.barrier", x + 1.2 + 2.5 * k, y - side * rng.uniform(0.2, 0.9), yaw=yaw)
             x += 7.6
         elif item == "cones":
-            for k in range(int(rng.integers(4, 6))):
-                build.thing("movable_object.trafficcone", x + 0.4 + 1.1 * k, y - side * rng.uniform(0.4, 1.2), yaw=k)
+            for k in range(int(rng.integers(5, 7))):
+                build.thing("movable_object.trafficcone", x + 0.4 + 0.9 * k, y - side * rng.uniform(0.4, 1.2), yaw=k)
             x += 5.4
         elif item == "gap":
             x += rng.uniform(3, 7)
         elif item == "people":
-            for k in range(int(rng.integers(2, 5))):
+            for k in range(int(rng.integers(3, 6))):
                 build.thing(
                     "human.pedestrian.adult", x + 0.9 * k, y - side * rng.uniform(-0.6, 1.0), yaw=rng.uniform(0, 6)
                 )
@@ -324,8 +324,8 @@ def _works(build: _Builder, x: float, y: float, side: int, heading: float) -> fl
     build.move_last(length / 2 + 1.4, side * 0.2)
     for end in (x + 0.2, x + length + 2.6):
         build.thing("movable_object.barrier", end, y, yaw=np.pi / 2 + rng.normal(0, 0.1))
-    for k in range(4):
-        at = x + 0.6 + (length + 1.6) * k / 3
+    for k in range(6):
+        at = x + 0.6 + (length + 1.6) * k / 5
         build.thing("movable_object.trafficcone", at, y - side * rng.uniform(1.4, 1.7), yaw=k)
     if rng.random() < 0.8:
         kind = "human.pedestrian.construction_worker"
@@ -383,8 +383,8 @@ def _pavement(build: _Builder, span: tuple[float, float], side: int, edge: float
         )
         moving = rng.random() < 0.7
         yaw = float(rng.choice([0.0, np.pi]) + rng.normal(0, 0.15)) if moving else rng.uniform(0, 6)
-        for k in range(int(rng.integers(1, 3))):
-            offset = side * (edge + rng.uniform(1.4, 4.2))
+        for k in range(int(rng.integers(1, 4))):
+            offset = side * (edge + rng.uniform(0.4, 3.6))
             build.thing(name, x + 0.7 * k, offset, KERB, yaw, rng.uniform(0.7, 1.6) if moving else 0.0)
         if rng.random() < 0.12:
             build.thing(
@@ -473,16 +473,30 @@ def _traffic(
 
 
 def _riders(build: _Builder, span: tuple[float, float], y: float, ego_speed: float) -> None:
-    """Cyclists and motorcyclists beside the lanes, bound both ways."""
+    """Cyclists, motorcyclists and a few people on foot beside the lanes, bound both ways."""
     rng = build.rng
     for direction in (1, -1):
         speed = ego_speed if direction > 0 else rng.uniform(3, 8)
         x = span[0] + rng.uniform(0, 10)
-        turn = int(rng.integers(2))
+        turn = int(rng.integers(3))
         while x < span[1]:
-            kind = ("vehicle.motorcycle", "vehicle.bicycle")[turn % 2]
+            kind = ("vehicle.motorcycle", "vehicle.bicycle", "human.pedestrian.adult")[turn % 3]
             turn += 1
+            if kind == "human.pedestrian.adult":
+                _walkers(build, x, -direction * y)
+                x += rng.uniform(6, 10)
+                continue
             aside = -direction * (y + rng.uniform(-0.3, 0.3))
             if not (direction > 0 and -5 < x < 4):  # not right beside the ego car, all the way
                 build.thing(kind, x, aside, 0.0, 0.0 if direction > 0 else np.pi, float(speed), ridden=True)
             x += rng.uniform(7, 20)
+
+
+def _walkers(build: _Builder, x: float, y: float) -> None:
+    """Two or three people who walk along the road's margin, or stand about to cross it."""
+    rng = build.rng
+    crossing = rng.random() < 0.4
+    speed = 0.0 if crossing else rng.uniform(0.8, 1.5)
+    yaw = rng.uniform(0, 2 * np.pi) if crossing else float(rng.choice([0.0, np.pi]))
+    for k in range(int(rng.integers(2, 4))):
+        build.thing("human.pedestrian.adult", x + 0.8 * k, y + rng.uniform(-0.7, 0.7), 0.0, yaw, float(speed))

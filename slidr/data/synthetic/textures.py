@@ -38,6 +38,7 @@ class Material(IntEnum):
     MACHINE = 20
     ROOF = 21
     CURTAIN = 22
+    BOX_BODY = 23
 
 
 @dataclass(frozen=True)
@@ -228,6 +229,26 @@ def _curtain(at: Spots) -> np.ndarray:
     return colour
 
 
+def _box_body(at: Spots) -> np.ndarray:
+    """A truck's box: fine level ribs in an aluminium frame, a round badge (accent), doors with bars behind.
+
+    Pattern: (rib spacing, -).
+    """
+    s, t = at.plane()
+    wide, hz = np.where(at.face == 0, at.half[:, 1], at.half[:, 0]), at.half[:, 2]
+    rib = (t / np.maximum(at.pattern[:, 0], 0.05)) % 1 < 0.3
+    colour = at.colour * _speckle(at, 2.5, 0.04) * (1 - 0.14 * rib * _fade(at, 0.1))[:, None]
+    badge = (at.face == 1) & (np.hypot(s, t) < 0.55 * hz)
+    colour[badge] = at.accent[badge]
+    frame = (at.face != 2) & ((np.abs(s) > wide - 0.14) | (np.abs(t) > hz - 0.12))
+    colour[frame] = 0.62
+    bar = (at.face == 0) & ((np.abs(s) < 0.03) | (np.abs(np.abs(s) - 0.4) < 0.03))
+    colour[bar] = 0.2
+    lamp = (at.face == 0) & ~at.front & (np.abs(s) > 0.7 * wide) & (t < -0.86 * hz)
+    colour[lamp] = (0.7, 0.06, 0.05)
+    return colour
+
+
 def _facade(at: Spots) -> np.ndarray:
     """Rows of windows, some lit or with blinds, over a plinth (accent); pattern: (bay width, storey height)."""
     s, t = at.plane()
@@ -410,6 +431,7 @@ _TEXTURES: dict[Material, Callable[[Spots], np.ndarray]] = {
     Material.MACHINE: _machine,
     Material.ROOF: _roof,
     Material.CURTAIN: _curtain,
+    Material.BOX_BODY: _box_body,
 }
 
 

@@ -130,9 +130,9 @@ def _truck_body(parts: Parts, rng: np.random.Generator, middle: float, bed: floa
     kind = rng.random()
     if kind < 0.55:
         body = pick(rng, BOXES)
-        pattern = (rng.uniform(0.3, 0.9), 0.0)
+        pattern = (rng.uniform(0.2, 0.5), 0.0)
         centre, size = (middle, 0, (1.0 + top) / 2), (bed, width, top - 1.0)
-        parts.add(Kind.BOX, centre, size, body, Material.PANEL, pattern=pattern)
+        parts.add(Kind.BOX, centre, size, body, Material.BOX_BODY, accent=pick(rng, PAINTS), pattern=pattern)
         return top
     body = pick(rng, MACHINES if kind < 0.65 else BOXES + PAINTS[1:6])
     top = 2.0 if kind < 0.8 else 1.5
