@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from slidr.sparse.functional import sparse_conv
+from slidr.sparse.functional import norm_relu, sparse_conv
 from slidr.sparse.tensor import SparseTensor, concatenate
 
 
@@ -83,9 +83,14 @@ class BatchNorm(nn.Module):
         self.bn = nn.BatchNorm1d(channels, momentum=momentum)
 
     def forward(self, x: SparseTensor, residual: SparseTensor | None = None, relu: bool = False) -> SparseTensor:
-        features = self.bn(x.features) if len(x.features) > 0 else x.features
-        if residual is not None:
-            features = features + residual.features
+        if len(x.features) == 0:
+            return x
+        other = residual.features if residual is not None else None
+        if type(self.bn) is nn.BatchNorm1d:
+            return x.replace(norm_relu(x.features, self.bn, other, relu))
+        features = self.bn(x.features)
+        if other is not None:
+            features = features + other
         return x.replace(torch.relu(features) if relu else features)
 
 
