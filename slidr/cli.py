@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
@@ -43,6 +45,18 @@ def _pretrain(config: Config) -> object:
     return run_pretraining(config)
 
 
+def _finetune(config: Config) -> object:
+    from slidr.stages import run_finetuning
+
+    return run_finetuning(config)
+
+
+def _evaluate(config: Config) -> object:
+    from slidr.stages import run_evaluation
+
+    return run_evaluation(config)
+
+
 def _demo(config: Config) -> object:
     from slidr.demo import run_demo
 
@@ -59,10 +73,23 @@ COMMANDS: dict[str, Command] = {
     "frames": Command("read the data set's tables once into a parquet frame table", _frames),
     "superpixels": Command("cut every image into superpixels, on Ray Data; a rerun does what is missing", _superpixels),
     "pretrain": Command("distil image features into a lidar network, on Ray Train", _pretrain),
+    "finetune": Command("train a student on labelled sweeps, wholly or its last layer, on Ray Train", _finetune),
+    "evaluate": Command("score a fine-tuned student on a split, per point: --checkpoint PATH", _evaluate),
     "demo": Command("the whole way on a synthetic world, about ten minutes on two cores", _demo),
     "ui": Command("MLflow's page over the runs, on loopback, until interrupted", _ui),
 }
 _SYNTHESIZE = "write a synthetic street world as a nuScenes dataroot: slidr synthesize OUT [--scale 0.25 ...]"
+_EXPORT = "write a student for other tools: slidr export CHECKPOINT --format openpcdet|slidr|safetensors [--out PATH]"
+# Commands without a CONFIG.
+_OTHERS = {"export": _EXPORT, "synthesize": _SYNTHESIZE}
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Options of `slidr export`."""
+
+    format: Literal["openpcdet", "slidr", "safetensors"]
+    out: str | None = None  # the file to write; none: beside the checkpoint
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -72,12 +99,14 @@ def main(arguments: list[str] | None = None) -> int:
         print(usage())
         return 0 if arguments else 2
     name, *rest = arguments
-    if name != "synthesize" and name not in COMMANDS:
+    if name not in _OTHERS and name not in COMMANDS:
         print(f"slidr: unknown command {name!r}\n\n{usage()}", file=sys.stderr)
         return 2
     try:
         if name == "synthesize":
             return _synthesize(rest)
+        if name == "export":
+            return _export(rest)
         return _run(name, rest)
     except KeyboardInterrupt:
         print("slidr: interrupted; the same command with --run.resume goes on", file=sys.stderr)
@@ -91,15 +120,16 @@ def main(arguments: list[str] | None = None) -> int:
 
 def usage() -> str:
     """The text of `slidr --help`."""
-    width = max(len(name) for name in (*COMMANDS, "synthesize"))
+    width = max(len(name) for name in (*COMMANDS, *_OTHERS))
     lines = [f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items()]
-    lines.append(f"  {'synthesize':<{width}}  {_SYNTHESIZE.split(':')[0]}")
+    lines += [f"  {name:<{width}}  {text.split(':')[0]}" for name, text in _OTHERS.items()]
     return "\n".join(
         [
             "slidr: teach lidar networks with images, on one machine or a Ray cluster",
             "",
             "usage: slidr COMMAND CONFIG [--section.key value ...]",
-            "       slidr synthesize OUT [--scale 0.25 ...]",
+            "       slidr evaluate CONFIG --checkpoint PATH [--section.key value ...]",
+            *(f"       {text.split(': ')[1]}" for text in _OTHERS.values()),
             "",
             *lines,
             "",
@@ -120,6 +150,8 @@ def _run(name: str, rest: list[str]) -> int:
         )
         return 0 if asked else 2
     path, *overrides = rest
+    if name == "evaluate":
+        overrides = [re.sub(r"^--checkpoint(?==|$)", "--evaluation.checkpoint", word) for word in overrides]
     config = override(load(path), overrides, prog=f"slidr {name} {path}", description=command.help)
     outcome = command.run(config)
     return outcome if isinstance(outcome, int) else 0
@@ -130,13 +162,28 @@ def override(config: Config, arguments: list[str], prog: str = "slidr", descript
     changed = tyro.cli(
         Config,
         default=config,
-        args=arguments,
+        args=_from_yaml_spelling(arguments),
         prog=prog,
         description=description,
         use_underscores=True,
     )
     check(changed, "command line")
     return changed
+
+
+def _from_yaml_spelling(arguments: list[str]) -> list[str]:
+    """Arguments with YAML's true, false and null as tyro spells them; a bare `--run.resume` stays true."""
+    spelled: list[str] = []
+    for argument in arguments:
+        key = spelled[-1] if spelled and spelled[-1].startswith("--") else ""
+        if key and argument.lower() == "false":
+            section, _, name = key.rpartition(".")
+            spelled[-1] = f"{section}.no_{name}"
+        elif argument == "null":
+            spelled.append("None")
+        elif not (key and argument.lower() == "true"):
+            spelled.append(argument)
+    return spelled
 
 
 def _synthesize(rest: list[str]) -> int:
@@ -155,6 +202,20 @@ def _synthesize(rest: list[str]) -> int:
         use_underscores=True,
     )
     make_world(Path(out), world, workers=os.cpu_count() or 1)
+    return 0
+
+
+def _export(rest: list[str]) -> int:
+    from slidr.stages import export_student
+
+    if not rest or rest[0].startswith("-"):
+        asked = bool(rest) and rest[0] in ("-h", "--help")
+        print(f"slidr export: {_EXPORT}", file=sys.stdout if asked else sys.stderr)
+        return 0 if asked else 2
+    checkpoint, *words = rest
+    prog = f"slidr export {checkpoint}"
+    options = tyro.cli(ExportOptions, args=words, prog=prog, description=_EXPORT)
+    export_student(checkpoint, options.format, options.out)
     return 0
 
 

@@ -39,9 +39,9 @@ def method_figure(
     row, column = batch.pixel_index[here, 1].numpy(), batch.pixel_index[here, 2].numpy()
     picture = batch.images[image].permute(1, 2, 0).numpy()
 
-    figure = Figure(figsize=(12.5, 6.4), dpi=_DPI)
+    figure = Figure(figsize=(13, 5.4), dpi=_DPI)
     FigureCanvasAgg(figure)
-    axes = figure.subplots(2, 3)
+    axes = figure.subplots(2, 3, width_ratios=(1.72, 1.72, 1))
     _show(axes[0, 0], picture, "1  a camera image")
     _show(axes[0, 1], _outlined(picture, superpixels), "2  its superpixels and the lidar points seen in them")
     axes[0, 1].scatter(column, row, s=1.5, c="#ffd400", linewidths=0)

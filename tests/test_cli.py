@@ -1,0 +1,69 @@
+"""The command line: what it prints, what it refuses, how it ends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from slidr.cli import COMMANDS, main, override, usage
+from slidr.config import Config, TeacherConfig, load
+
+DEMO = Path(__file__).parents[1] / "configs" / "demo.yaml"
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.strip() == usage()
+    for name in (*COMMANDS, "synthesize"):
+        assert f"  {name} " in printed
+
+
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([name, "--help"]) == 0
+    assert f"usage: slidr {name} CONFIG" in capsys.readouterr().out
+    assert main([name]) == 2
+    with pytest.raises(SystemExit) as ended:
+        main([name, str(DEMO), "--help"])
+    assert ended.value.code == 0
+    assert "--optim.lr" in capsys.readouterr().out
+
+
+def test_an_unknown_command_or_option_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["distil", "x.yaml"]) == 2
+    assert "unknown command 'distil'" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        main(["pretrain", str(DEMO), "--optim.learning_rate", "1"])
+    assert ended.value.code == 2
+
+
+def test_a_missing_config_file_is_named_without_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["frames", "nowhere.yaml"]) == 1
+    message = capsys.readouterr().err
+    assert message.startswith("slidr frames: nowhere.yaml")
+    assert "Traceback" not in message
+
+
+def test_a_missing_dataroot_is_named_without_a_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["frames", str(DEMO), "--data.root", str(tmp_path / "none")]) == 1
+    message = capsys.readouterr().err
+    assert str(tmp_path / "none") in message
+    assert "Traceback" not in message
+
+
+def test_booleans_and_null_are_spelled_as_in_yaml() -> None:
+    base = Config()
+    assert override(base, ["--run.resume"]).run.resume
+    assert override(base, ["--run.resume", "true"]).run.resume
+    on = override(base, ["--cluster.use_gpu", "True"])
+    assert on.cluster.use_gpu
+    assert not override(on, ["--cluster.use_gpu", "false", "--optim.lr", "0.3"]).cluster.use_gpu
+    assert override(base, ["--teacher.weights", "null"]).teacher == TeacherConfig(weights=None)
+
+
+def test_tuples_are_overridden_whole() -> None:
+    changed = override(load(DEMO), ["--data.voxel.size", "0.2", "2", "0.2"])
+    assert changed.data.voxel.size == (0.2, 2.0, 0.2)
+    assert changed.data.cameras == load(DEMO).data.cameras
