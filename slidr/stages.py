@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from slidr.cluster.evaluate import evaluate
+from slidr.cluster.finetune import finetune
 from slidr.cluster.pretrain import pretrain
 from slidr.cluster.superpixels import SuperpixelReport, compute_superpixels
-from slidr.config import Config, WorldConfig
-from slidr.data import nuscenes, semantic_kitti
+from slidr.config import Config, ConfigError, WorldConfig
+from slidr.data import nuscenes, semantic_kitti, storage
 from slidr.data.frames import FrameTable, write_frames
 from slidr.data.synthetic import write_dataroot
+from slidr.models.export import export_openpcdet, export_safetensors, export_slidr, student_state
+from slidr.models.files import read_checkpoint, write_checkpoint
 from slidr.training.runs import folder_of
+from slidr.training.segment import build_segmenter
 from slidr.types import Frame
+
+ExportFormat = Literal["openpcdet", "slidr", "safetensors"]
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -55,6 +62,8 @@ def make_superpixels(config: Config) -> SuperpixelReport:
 
 def run_pretraining(config: Config) -> dict[str, Any]:
     """Distils a student and shows its scores; see `slidr.cluster.train`."""
+    if "cross_entropy_lovasz" in config.loss.names:
+        raise ConfigError("loss.names: cross_entropy_lovasz needs labels; it is for slidr finetune")
     result = pretrain(config)
     folder = folder_of(config)
     table = Table(title=f"{folder.path}: {result['steps']} steps, {result['epochs']} epochs", title_justify="left")
@@ -66,6 +75,58 @@ def run_pretraining(config: Config) -> dict[str, Any]:
     console.print(table)
     console.print(f"student -> {result['student']}\npicture -> {result['picture']}")
     return result
+
+
+def run_finetuning(config: Config) -> dict[str, Any]:
+    """Fine-tunes (or probes) a student and shows its scores; see `slidr.cluster.finetune`."""
+    report = build_segmenter(config)[1]  # fails before any worker is started
+    loaded = f"{config.student.weights}: {report}" if report else "random"
+    console.print(f"weights: {loaded}")
+    result = finetune(config)
+    folder = folder_of(config)
+    title = f"{folder.path}: {result['steps']} steps, {result['epochs']} epochs"
+    table = Table("validation", title=title, title_justify="left")
+    table.add_column("last", justify="right")
+    table.add_column("best", justify="right")
+    best = f"{result['best_val_miou']:.1%} (epoch {result['best_epoch']})" if "best_val_miou" in result else ""
+    table.add_row("mIoU", f"{result['val_miou']:.1%}", best)
+    table.add_row("accuracy", f"{result['val_accuracy']:.1%}", "")
+    console.print(table)
+    console.print(f"student -> {result['student']}; scores: slidr evaluate CONFIG --checkpoint {result['student']}")
+    return result
+
+
+def run_evaluation(config: Config) -> dict[str, Any]:
+    """Scores a checkpoint and shows the page; see `slidr.cluster.evaluate`."""
+    result = evaluate(config)
+    if "evaluation" in result:
+        page = next(path for path in result["files"] if path.endswith(".md"))
+        console.print(storage.read_bytes(page).decode(), markup=False)
+        console.print(f"also in {', '.join(result['files'])}")
+    if "submission" in result:
+        console.print(f"submission -> {result['submission']}")
+    return result
+
+
+def export_student(checkpoint: str | Path, form: ExportFormat, out: str | Path | None = None) -> Path:
+    """Writes the student of any readable checkpoint in another tool's layout; returns the path.
+
+    Without `out` the file stands beside the checkpoint, named by the format. Raises `WeightsError` for a file that
+    cannot be read or holds no student.
+    """
+    source = Path(checkpoint)
+    contents = read_checkpoint(source)
+    state = student_state(contents, str(source))
+    path = Path(out) if out is not None else source.with_name(source.stem + _EXPORT_ENDINGS[form])
+    epoch, config = contents.get("epoch", 0), contents.get("config") or {}
+    if form == "openpcdet":
+        export_openpcdet(path, state)
+    elif form == "slidr":
+        write_checkpoint(path, export_slidr(state, None, epoch, config))
+    else:
+        export_safetensors(path, state, epoch, config)
+    console.print(f"export: {len(state)} tensors -> {path}")
+    return path
 
 
 def make_world(out: str | Path, world: WorldConfig, workers: int = 1) -> Path:
@@ -87,6 +148,13 @@ def make_world(out: str | Path, world: WorldConfig, workers: int = 1) -> Path:
         )
     console.print(f"synthetic world: {root}")
     return root
+
+
+_EXPORT_ENDINGS: dict[ExportFormat, str] = {
+    "openpcdet": "-openpcdet.pth",
+    "slidr": "-slidr.pt",
+    "safetensors": ".safetensors",
+}
 
 
 def _read(config: Config) -> list[Frame]:

@@ -16,6 +16,24 @@ _VOXELNET_STEM = "conv_input.0.weight"
 _MINKUNET_STEM = "conv0p1s1.kernel"
 
 
+def student_state(checkpoint: Mapping[str, Any], source: str = "checkpoint") -> dict[str, Tensor]:
+    """The student inside a checkpoint's contents, under the published names, whatever container and prefix it has.
+
+    Raises `WeightsError` where neither a VoxelNet nor a MinkUNet is in it.
+    """
+    for inner in (*(value for value in checkpoint.values() if isinstance(value, Mapping)), checkpoint):
+        for stem in (_VOXELNET_STEM, _MINKUNET_STEM):
+            for name in inner:
+                if isinstance(name, str) and name.endswith(stem):
+                    prefix = name.removesuffix(stem)
+                    own = {n: v for n, v in inner.items() if n.startswith(prefix) and isinstance(v, Tensor)}
+                    return {n.removeprefix(prefix): value for n, value in own.items()}
+    raise WeightsError(
+        f"{source}: no student in it: expected a name ending in {_VOXELNET_STEM} or {_MINKUNET_STEM}, got "
+        f"{', '.join(str(name) for name in list(checkpoint)[:4])}"
+    )
+
+
 def export_slidr(
     student_state: State, teacher_state: State | None, epoch: int, config: Mapping[str, Any]
 ) -> dict[str, Any]:

@@ -1,0 +1,8 @@
+"""Fine-tuning as a Ray job: ray job submit --working-dir . -- python jobs/finetune.py CONFIG [--section.key value]"""
+
+import sys
+
+from slidr.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["finetune", *sys.argv[1:]]))

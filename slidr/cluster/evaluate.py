@@ -1,0 +1,172 @@
+"""Evaluation as a stage without a training step: exact scores of one checkpoint on a whole split, and submissions."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from slidr.cluster.loading import RayLoader
+from slidr.cluster.train import train
+from slidr.config import Config, ConfigError
+from slidr.data import storage
+from slidr.data.frames import FrameTable
+from slidr.data.loading import LocalLoader, ScanSource, subset_frames
+from slidr.data.submission import Submission
+from slidr.models.weights import load_student, voxel_expectation
+from slidr.report.scores import bar_chart, markdown, scores_of
+from slidr.training.loop import Outcome
+from slidr.training.runs import RunFolder, identity
+from slidr.training.segment import BAND_NAMES, ScanCounts, SegmentTask, count_scans, require_segmentation
+from slidr.types import ScanBatch
+
+
+def evaluate(config: Config, progress: bool = False) -> dict[str, Any]:
+    """Scores `evaluation.checkpoint` on `evaluation.split`; returns the run's result, scores under "evaluation".
+
+    The run's folder is named by what was evaluated, and how: the same evaluation asked for again returns its scores.
+    A split without labels (test) has no scores, only a submission. Raises `ConfigError` where the config names no
+    segmentation or no checkpoint, `WeightsError` where the checkpoint does not fit it.
+    """
+    require_segmentation(config)
+    checked = evaluation_config(config)
+    _check_checkpoint(checked)
+    return train(checked, EvaluateStage(), progress)
+
+
+def evaluation_config(config: Config) -> Config:
+    """The config of the run that an evaluation is: one split, whole, and no training step."""
+    wanted = config.evaluation
+    if wanted.checkpoint is None:
+        raise ConfigError("evaluation.checkpoint: nothing to evaluate; pass --checkpoint PATH")
+    if not _labelled(config) and wanted.submission is None:
+        raise ConfigError(
+            "evaluation.split: test has no public labels to score; set evaluation.submission to a folder for its "
+            "predictions"
+        )
+    path = _absolute(wanted.checkpoint)
+    submission = None if wanted.submission is None else _absolute(wanted.submission)
+    frames = len(FrameTable.open(config.data.frames).select(wanted.split))
+    workers = min(config.cluster.num_workers, frames)
+    evaluated = replace(
+        config,
+        data=replace(
+            config.data, train_split=wanted.split, val_split=wanted.split, train_fraction=1.0, max_val_frames=None
+        ),
+        student=replace(config.student, weights=None, freeze=False),
+        # A sweep's votes stay together; batches are dealt out whole.
+        optim=replace(config.optim, max_steps=0, accumulate=1, batch_size=wanted.votes * max(1, workers)),
+        evaluation=replace(wanted, checkpoint=path, submission=submission),
+        cluster=replace(config.cluster, num_workers=workers),
+        run=replace(config.run, resume=True),
+    )
+    digest = hashlib.sha256(storage.read_bytes(path) + identity(evaluated).encode()).hexdigest()[:8]
+    name = f"{config.run.name}-evaluate-{wanted.split}-{digest}"
+    return replace(evaluated, run=replace(evaluated.run, name=name))
+
+
+class EvaluateStage:
+    """A trained student's scores and predictions on one split."""
+
+    name = "evaluate"
+
+    def source(self, config: Config) -> ScanSource:
+        return ScanSource(config, votes=config.evaluation.votes, labelled=_labelled(config))
+
+    def task(self, config: Config) -> EvaluateTask:
+        return EvaluateTask(config)
+
+    def scores(
+        self, task: EvaluateTask, config: Config, loader: RayLoader | LocalLoader, device: torch.device
+    ) -> dict[str, float]:
+        """The summary, for the tracking server."""
+        scores = task.scores
+        return {name: scores[name] for name in ("miou", "fwiou", "accuracy") if scores and scores[name] is not None}
+
+    def keep(self, task: EvaluateTask, config: Config, folder: RunFolder, outcome: Outcome) -> dict[str, Any]:
+        """Writes the scores as JSON, as a page and as a bar chart, and ends a submission."""
+        kept: dict[str, Any] = {"checkpoint": config.evaluation.checkpoint}
+        if config.evaluation.submission is not None:
+            task.submission().close()
+            kept["submission"] = config.evaluation.submission
+        scores = task.scores
+        if not scores:
+            return kept
+        votes = config.evaluation.votes
+        how = f"{config.data.dataset} {config.evaluation.split}" + (f", {votes} votes a sweep" if votes > 1 else "")
+        files = {
+            "evaluation.json": json.dumps(scores, indent=2).encode(),
+            "evaluation.md": markdown(scores, how).encode(),
+            "evaluation.png": bar_chart(scores, how),
+        }
+        for name, data in files.items():
+            storage.write_bytes_atomic(folder.file(name), data)
+        return {**kept, "evaluation": scores, "files": [folder.file(name) for name in files]}
+
+
+class EvaluateTask(SegmentTask):
+    """Counts the predictions of a checkpoint; there is nothing to train."""
+
+    kind = "evaluate"
+    objective = ("frames", 1)
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        assert config.evaluation.checkpoint is not None
+        expect = voxel_expectation(config.data.voxel)
+        load_student(self.model.student, config.evaluation.checkpoint, expect=expect)
+        self.frames = subset_frames(config, "val")
+        self.counts: ScanCounts | None = None
+
+    def validate(self, batches: Iterable[ScanBatch]) -> dict[str, float]:
+        """Keeps the counts of all workers' frames for `scores`; answers with how many frames there are."""
+        device = next(self.model.parameters()).device
+        row_of_token = {token: row for row, token in enumerate(self.frames.tokens)}
+        submission = self.submission() if self.config.evaluation.submission is not None else None
+
+        def write(token: str, classes: Int64[Tensor, " N"]) -> None:
+            if submission is not None:
+                submission.write(self.frames[row_of_token[token]], classes.numpy())
+
+        counts = count_scans(self.model, batches, row_of_token, len(self.classes), write)
+        self.counts = counts.sum_over_workers(device)
+        return {"frames": float(len(self.frames))}
+
+    @cached_property
+    def scores(self) -> dict[str, Any]:
+        """All scores of the counts; none for a split without labels."""
+        if not _labelled(self.config):
+            return {}
+        assert self.counts is not None, "validate first"
+        bands = dict(zip(BAND_NAMES, self.counts.bands.numpy(), strict=True))
+        seed, draws = self.config.run.seed, self.config.evaluation.bootstrap
+        return scores_of(self.counts.frames.numpy(), bands, self.classes, seed, draws)
+
+    def submission(self) -> Submission:
+        """Where predictions go."""
+        wanted = self.config.evaluation
+        assert wanted.submission is not None
+        return Submission(self.config.data.dataset, wanted.submission, wanted.split)
+
+
+def _absolute(path: str) -> str:
+    """Workers have another working directory."""
+    return path if storage.is_remote(path) else os.path.abspath(path)
+
+
+def _labelled(config: Config) -> bool:
+    """Both benchmarks keep the labels of their test splits to themselves."""
+    return config.evaluation.split != "test"
+
+
+def _check_checkpoint(config: Config) -> None:
+    """Raises `WeightsError` before any worker is started."""
+    EvaluateTask(config)
