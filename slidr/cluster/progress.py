@@ -32,7 +32,7 @@ def follow(journal: str | Path, steps: int, enabled: bool = True) -> Iterator[No
 
 
 def _show(journal: Path, steps: int, stop: threading.Event) -> None:
-    console = Console(stderr=True)
+    console = Console(stderr=True, soft_wrap=True)
     reader = _Tail(journal)
     columns = (
         TextColumn("training"),
@@ -43,16 +43,18 @@ def _show(journal: Path, steps: int, stop: threading.Event) -> None:
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("starting workers", total=steps)
-        since_line = _PLAIN_SECONDS
+        since_line, printed = _PLAIN_SECONDS, ""
         while True:
             ended = stop.wait(_POLL_SECONDS)
             fresh = reader.read()
             since_line += _POLL_SECONDS
             if fresh:
                 bar.update(task, completed=reader.step, description=reader.text())
-                if not console.is_terminal and (since_line >= _PLAIN_SECONDS or reader.step >= steps):
-                    console.print(f"training {reader.step}/{steps} {reader.text()}", highlight=False)
-                    since_line = 0.0
+                line = f"training {reader.step}/{steps} {reader.text()}"
+                due = since_line >= _PLAIN_SECONDS or reader.step >= steps
+                if not console.is_terminal and due and line != printed:
+                    console.print(line, highlight=False)
+                    since_line, printed = 0.0, line
             if ended:
                 return
 
