@@ -47,25 +47,24 @@ def _segment_sum(products: Tensor, kernel_map: KernelMap) -> Tensor:
     return torch.embedding_bag(products, bags.pair, bags.start, mode=0, include_last_offset=True)[0]
 
 
-def _blocks(x: Tensor, rows: Tensor, kernel_map: KernelMap) -> list[Tensor]:
-    """The rows of `x` that each offset with pairs asks for; `x` itself, not a copy, where that is all in order."""
-    whole = [(first, last) for k, first, last in kernel_map.slices if k == kernel_map.identity]
-    if not whole:
-        gathered = x.index_select(0, rows)
-        return [gathered[first:last] for _, first, last in kernel_map.slices]
-    start, stop = whole[0]
-    low, high = x.index_select(0, rows[:start]), x.index_select(0, rows[stop:])
-    return [
-        low[first:last] if last <= start else x if first == start else high[first - stop : last - stop]
-        for _, first, last in kernel_map.slices
-    ]
+class _Gather:
+    """Hands out the rows of `x` that each offset pairs, one offset at a time.
 
+    One small buffer serves all offsets, so that a block is still in cache when it is multiplied. An offset that pairs
+    every row with itself gets `x`, not a copy.
+    """
 
-def _multiply(blocks: list[Tensor], weight: Tensor, kernel_map: KernelMap) -> Tensor:
-    products = weight.new_empty(kernel_map.num_pairs, weight.shape[2])
-    for block, (k, first, last) in zip(blocks, kernel_map.slices, strict=True):
-        torch.mm(block, weight[k], out=products[first:last])
-    return products
+    def __init__(self, x: Tensor, rows: Tensor, kernel_map: KernelMap) -> None:
+        self.x, self.rows, self.identity = x.contiguous(), rows, kernel_map.identity
+        most = max((n for k, n in enumerate(kernel_map.counts) if k != self.identity), default=0)
+        self.buffer = x.new_empty(most, x.shape[1])
+
+    def __call__(self, k: int, first: int, last: int) -> Tensor:
+        if k == self.identity:
+            return self.x
+        block = self.buffer[: last - first]
+        torch.index_select(self.x, 0, self.rows[first:last], out=block)
+        return block
 
 
 class _SparseConv(torch.autograd.Function):
@@ -73,25 +72,29 @@ class _SparseConv(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, kernel_map: KernelMap) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.kernel_map = kernel_map
-        blocks = _blocks(x, kernel_map.input_rows, kernel_map)
-        return _segment_sum(_multiply(blocks, weight, kernel_map), kernel_map)
+        x_of = _Gather(x, kernel_map.input_rows, kernel_map)
+        products = x.new_empty(kernel_map.num_pairs, weight.shape[2])
+        for k, first, last in kernel_map.slices:
+            torch.mm(x_of(k, first, last), weight[k], out=products[first:last])
+        return _segment_sum(products, kernel_map)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
         kernel_map: KernelMap = ctx.kernel_map
-        grad_blocks = _blocks(grad.contiguous(), kernel_map.output_rows, kernel_map)
-        grad_x = grad_weight = None
-        if ctx.needs_input_grad[1]:
-            grad_weight = torch.zeros_like(weight)
-            x_blocks = _blocks(x, kernel_map.input_rows, kernel_map)
-            for x_block, grad_block, (k, _, _) in zip(x_blocks, grad_blocks, kernel_map.slices, strict=True):
-                torch.mm(x_block.t(), grad_block, out=grad_weight[k])
-            del x_blocks  # before the products below need room
-        if ctx.needs_input_grad[0]:
-            products = _multiply(grad_blocks, weight.transpose(1, 2), kernel_map)
-            grad_x = _segment_sum(products, kernel_map.transposed())
+        x_wanted, weight_wanted, _ = ctx.needs_input_grad
+        grad_of = _Gather(grad, kernel_map.output_rows, kernel_map)
+        x_of = _Gather(x, kernel_map.input_rows, kernel_map) if weight_wanted else None
+        grad_weight = torch.zeros_like(weight) if weight_wanted else None
+        products = x.new_empty(kernel_map.num_pairs, weight.shape[1]) if x_wanted else None
+        for k, first, last in kernel_map.slices:
+            grad_block = grad_of(k, first, last)
+            if x_of is not None and grad_weight is not None:
+                torch.mm(x_of(k, first, last).t(), grad_block, out=grad_weight[k])
+            if products is not None:
+                torch.mm(grad_block, weight[k].t(), out=products[first:last])
+        grad_x = _segment_sum(products, kernel_map.transposed()) if products is not None else None
         return grad_x, grad_weight, None
 
 
