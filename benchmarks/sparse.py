@@ -28,6 +28,7 @@ from torch import Tensor
 from slidr.models.minkunet import MinkUNet34C
 from slidr.sparse import SparseTensor
 from slidr.sparse import functional as sparse_functional
+from slidr.sparse import modules
 
 SHARED = Path(os.environ.get("SLIDR_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
@@ -94,9 +95,7 @@ def count_gflop(model: MinkUNet34C, features: Tensor, coordinates: Tensor) -> fl
         total += 2.0 * kernel_map.num_pairs * weight.shape[1] * weight.shape[2]
         return real(x, weight, kernel_map)
 
-    import slidr.sparse.modules as modules
-
-    modules.sparse_conv = counting
+    modules.sparse_conv = counting  # type: ignore[attr-defined]
     hooks = [
         m.register_forward_pre_hook(lambda m, inputs: pointwise.append((len(inputs[0].features), *m.kernel.shape)))
         for m in model.modules()
@@ -107,7 +106,7 @@ def count_gflop(model: MinkUNet34C, features: Tensor, coordinates: Tensor) -> fl
         with torch.no_grad():
             model(SparseTensor(features, coordinates))
     finally:
-        modules.sparse_conv = real
+        modules.sparse_conv = real  # type: ignore[attr-defined]
         for hook in hooks:
             hook.remove()
     return (total + sum(2.0 * rows * c_in * c_out for rows, c_in, c_out in pointwise)) / 1e9
@@ -201,7 +200,8 @@ def table(result: dict[str, Any]) -> str:
         f"MinkUNet34C, {result['voxels']} voxels ({result['cloud']}), {result['threads']} threads, "
         f"medians of {result['runs']}; forward {result['forward_gflop']:.1f} GFLOP, "
         f"GEMM peak {result['gemm_peak_gflops']:.0f} GFLOP/s",
-        f"{'engine':<10} {'forward s':>10} {'backward s':>11} {'sum s':>7} {'GFLOP/s':>8} {'of peak':>8} {'peak MiB':>9}",
+        f"{'engine':<10} {'forward s':>10} {'backward s':>11} {'sum s':>7} "
+        f"{'GFLOP/s':>8} {'of peak':>8} {'peak MiB':>9}",
     ]
     lines += [
         f"{name:<10} {e['forward_s']:>10.3f} {e['backward_s']:>11.3f} {e['total_s']:>7.3f} {e['gflops']:>8.0f} "
