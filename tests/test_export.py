@@ -1,0 +1,73 @@
+"""`slidr export`: students for other tools, out of any checkpoint that holds one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from slidr.cli import main
+from slidr.config import Config, to_dict
+from slidr.models.files import read_checkpoint
+from slidr.models.minkunet import MinkUNet14
+from slidr.models.voxelnet import VoxelNet
+from slidr.models.weights import load_student
+
+Contents = dict[str, Any]
+
+
+def minkunet() -> MinkUNet14:
+    return MinkUNet14(1, 64, width=0.25)
+
+
+def own(state: Contents) -> Contents:
+    return {"format": 1, "kind": "pretrain", "student": state, "epoch": 3, "config": to_dict(Config())}
+
+
+def slidr_layout(state: Contents) -> Contents:
+    return {"model_points": state, "model_images": {"encoder.conv1.weight": torch.zeros(1)}, "epoch": 3}
+
+
+def lightning(state: Contents) -> Contents:
+    return {"state_dict": {f"model_points.{name}": value for name, value in state.items()}}
+
+
+@pytest.mark.parametrize("layout", [own, slidr_layout, lightning])
+@pytest.mark.parametrize(("form", "ending"), [("slidr", "-slidr.pt"), ("safetensors", ".safetensors")])
+def test_an_exported_student_loads_strictly_with_the_same_values(
+    layout: Any, form: str, ending: str, tmp_path: Path
+) -> None:
+    student = minkunet()
+    torch.save(layout(student.state_dict()), tmp_path / "run.pt")
+    assert main(["export", str(tmp_path / "run.pt"), "--format", form]) == 0
+    back = minkunet()
+    load_student(back, tmp_path / f"run{ending}")
+    for name, value in student.state_dict().items():
+        assert torch.equal(back.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("build", [minkunet, lambda: VoxelNet(4, 64)])
+def test_openpcdet_gets_the_backbone_without_the_pretraining_head(build: Any, tmp_path: Path) -> None:
+    student = build()
+    torch.save(own(student.state_dict()), tmp_path / "run.pt")
+    out = tmp_path / "folder" / "backbone.pth"
+    assert main(["export", str(tmp_path / "run.pt"), "--format", "openpcdet", "--out", str(out)]) == 0
+    state = read_checkpoint(out)["model_state"]
+    backbone = {f"backbone_3d.{n}" for n in student.state_dict() if not n.startswith("final.")}
+    assert set(state) == backbone
+    for name in backbone:
+        assert torch.equal(state[name], student.state_dict()[name.removeprefix("backbone_3d.")])
+
+
+def test_a_file_without_a_student_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"state_dict": {"conv1.weight": torch.zeros(1)}}, tmp_path / "resnet.pt")
+    assert main(["export", str(tmp_path / "resnet.pt"), "--format", "slidr"]) == 1
+    assert "resnet.pt: no student in it" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["resnet.pt"]
+
+
+def test_export_says_how_it_is_called(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export"]) == 2
+    assert "--format openpcdet|slidr|safetensors" in capsys.readouterr().err
