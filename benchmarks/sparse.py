@@ -26,9 +26,8 @@ import torch
 from torch import Tensor
 
 from slidr.models.minkunet import MinkUNet34C
-from slidr.sparse import SparseTensor
+from slidr.sparse import SparseTensor, modules
 from slidr.sparse import functional as sparse_functional
-from slidr.sparse import modules
 
 SHARED = Path(os.environ.get("SLIDR_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
