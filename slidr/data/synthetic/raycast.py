@@ -84,9 +84,11 @@ def cast(parts: np.ndarray, grid: RayGrid) -> tuple[Int32[np.ndarray, "H W"], Sh
     height, width = grid.shape
     t = np.full((height, width), np.inf, grid.across.dtype)
     index = np.full((height, width), -1, np.int32)
-    boxes = _lidar_rectangles(parts, grid) if grid.round_view else _camera_rectangles(parts, grid)
+    local = (corners(parts) - grid.origin) @ grid.rotation
+    centre = (parts["centre"] - grid.origin) @ grid.rotation
+    boxes = _lidar_rectangles(local, centre, grid) if grid.round_view else _camera_rectangles(local, grid)
     dtype = grid.across.dtype
-    nearest = _nearest(parts, grid)
+    nearest = _nearest(local, centre, grid)
     origin = np.einsum("nji,nj->ni", parts["rotation"], grid.origin - parts["centre"]).astype(dtype)
     rotation = parts["rotation"].astype(dtype)
     half = parts["half"].astype(dtype)
@@ -105,12 +107,12 @@ def cast(parts: np.ndarray, grid: RayGrid) -> tuple[Int32[np.ndarray, "H W"], Sh
     return index, t
 
 
-def _nearest(parts: np.ndarray, grid: RayGrid) -> Float64[np.ndarray, " N"]:
-    """A bound below the t at which any ray can meet each part."""
+def _nearest(
+    local: Float64[np.ndarray, "N 8 3"], centre: Float64[np.ndarray, "N 3"], grid: RayGrid
+) -> Float64[np.ndarray, " N"]:
+    """A bound below the t at which any ray can meet each part, from its corners and centre in the sensor's frame."""
     if not grid.round_view:
-        return ((corners(parts) - grid.origin) @ grid.rotation[:, 2]).min(1)
-    local = (corners(parts) - grid.origin) @ grid.rotation
-    centre = (parts["centre"] - grid.origin) @ grid.rotation
+        return local[..., 2].min(1)
     reach = np.linalg.norm(local[..., :2] - centre[:, None, :2], axis=2).max(1)
     return np.linalg.norm(centre[:, :2], axis=1) - reach
 
@@ -144,23 +146,22 @@ def taper_slopes(half: np.ndarray, taper: np.ndarray) -> tuple:
 
 def _taper(across: np.ndarray, down: np.ndarray, origin: np.ndarray, half: np.ndarray, part: np.void) -> np.ndarray:
     slope_x, slope_y, lean = (float(s) for s in taper_slopes(part["half"], part["taper"]))
-    middle_x = part["half"][0] * (1 + part["taper"][0]) / 2
-    middle_y = part["half"][1] * (1 + part["taper"][1]) / 2
-    shift = part["taper"][2] / 2
-    planes = (  # outward normal, offset
-        ((1, 0, -(lean + slope_x)), middle_x + shift),
-        ((-1, 0, lean - slope_x), middle_x - shift),
-        ((0, 1, -slope_y), middle_y),
-        ((0, -1, -slope_y), middle_y),
+    middle_x = float(part["half"][0] * (1 + part["taper"][0]) / 2)
+    middle_y = float(part["half"][1] * (1 + part["taper"][1]) / 2)
+    shift = float(part["taper"][2] / 2)
+    sides = (  # axis, its sign, how far the side leans outwards per metre of height, offset
+        (0, 1, lean + slope_x, middle_x + shift),
+        (0, -1, slope_x - lean, middle_x - shift),
+        (1, 1, slope_y, middle_y),
+        (1, -1, slope_y, middle_y),
     )
     enter, leave = _slab(across, down, origin, half, 2)
-    for normal, offset in planes:
-        n = np.array(normal, across.dtype)
-        slope = (down @ n)[:, None] + (across @ n)[None]
-        meet = (across.dtype.type(offset) - origin @ n) / slope
+    for axis, sign, out, offset in sides:
+        slope = (sign * down[:, axis] - out * down[:, 2])[:, None] + (sign * across[:, axis] - out * across[:, 2])
+        meet = (offset - sign * origin[axis] + out * origin[2]) / slope
         inward = slope < 0
-        np.maximum(enter, meet, out=enter, where=inward)
-        np.minimum(leave, meet, out=leave, where=~inward)
+        np.maximum(enter, np.where(inward, meet, -np.inf), out=enter)
+        np.minimum(leave, np.where(inward, np.inf, meet), out=leave)
     return np.where(enter <= leave, enter, np.inf)
 
 
@@ -207,10 +208,9 @@ def _cylinder(across: np.ndarray, down: np.ndarray, origin: np.ndarray, half: np
 _INTERSECT = (_box, _taper, _ellipsoid, _cylinder)  # in the order of Kind
 
 
-def _camera_rectangles(parts: np.ndarray, grid: RayGrid) -> list[tuple[int, int, int, int, int]]:
+def _camera_rectangles(local: Float64[np.ndarray, "N 8 3"], grid: RayGrid) -> list[tuple[int, int, int, int, int]]:
     """(part, top, bottom, left, right) of the pixels that may see each part."""
     height, width = grid.shape
-    local = (corners(parts) - grid.origin) @ grid.rotation
     depth = local[..., 2]
     across = grid.across.astype(float) @ grid.rotation[:, 0]
     down = grid.down.astype(float) @ grid.rotation[:, 1]
@@ -250,11 +250,11 @@ def _in_front(local: Float64[np.ndarray, "N 8 3"]) -> Float64[np.ndarray, "N 20 
     return points
 
 
-def _lidar_rectangles(parts: np.ndarray, grid: RayGrid) -> list[tuple[int, int, int, int, int]]:
+def _lidar_rectangles(
+    local: Float64[np.ndarray, "N 8 3"], centre: Float64[np.ndarray, "N 3"], grid: RayGrid
+) -> list[tuple[int, int, int, int, int]]:
     """(part, top, bottom, left, right) of the beams that may meet each part, split where it crosses the seam."""
     width = grid.shape[1]
-    local = (corners(parts) - grid.origin) @ grid.rotation
-    centre = (parts["centre"] - grid.origin) @ grid.rotation
     planar = np.hypot(local[..., 0], local[..., 1])
     reach = np.hypot(local[..., 0] - centre[:, None, 0], local[..., 1] - centre[:, None, 1]).max(1)
     nearest = np.maximum(np.hypot(centre[:, 0], centre[:, 1]) - reach, 1e-3)

@@ -15,7 +15,7 @@ from slidr.data.synthetic.textures import Material, Spots, albedo, noise, smooth
 BEAMS = np.radians(np.linspace(-30.67, 10.67, 32))  # elevations, ring 0 lowest
 AZIMUTHS = 1084
 MAX_RANGE = 100.0  # metres
-SHADOW_REACH, SHADOW_PIXELS, SUN_DISTANCE = 42.0, 560, 1500.0  # metres, pixels, metres
+SHADOW_REACH, SHADOW_PIXELS, SUN_DISTANCE = 42.0, 480, 1500.0  # metres, pixels, metres
 
 
 @dataclass(frozen=True)
@@ -28,18 +28,18 @@ class Shadows:
     def lit(self, points: np.ndarray) -> np.ndarray:
         """1 where a point (street frame) is in the sun, 0 in shadow, between at soft edges; 1 off the picture."""
         local = (points - self.grid.origin) @ self.grid.rotation
-        first, step = self.grid.across.astype(float) @ self.grid.rotation[:, 0], None
+        first = self.grid.across @ self.grid.rotation[:, 0]
         step = first[1] - first[0]
         u = (local[:, 0] / local[:, 2] - first[0]) / step
         v = (local[:, 1] / local[:, 2] - first[0]) / step
         light = np.zeros(len(points), np.float32)
         limit = local[:, 2] - 0.08
-        for du, dv in ((-0.4, -0.4), (0.6, -0.4), (-0.4, 0.6), (0.6, 0.6)):
-            column, row = np.floor(u + du).astype(int), np.floor(v + dv).astype(int)
+        for nudge in (0.1, 0.9):
+            column, row = np.floor(u + nudge).astype(np.int32), np.floor(v + nudge).astype(np.int32)
             inside = (column >= 0) & (row >= 0) & (column < SHADOW_PIXELS) & (row < SHADOW_PIXELS)
             nearest = self.depth[row.clip(0, SHADOW_PIXELS - 1), column.clip(0, SHADOW_PIXELS - 1)]
             light += ~inside | (limit < nearest)
-        return light / 4
+        return light / 2
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from slidr.data.synthetic.shapes import Kind, Parts, place
 from slidr.data.synthetic.textures import Material
 
 REACH = 80.0  # metres of street before the start and past the end of the ego car's way
+SIGHT, TALL = 70.0, 3.5  # metres along the street beyond which only things taller than this are kept
 KERB = 0.14  # metres that pavements stand above the road
 # What lines the kerbs, over and over in a scene's own order. Long vehicles stand across the road, to be seen whole.
 NEAR_DECK: tuple[str, ...] = (
@@ -67,8 +68,11 @@ class Street:
         return self.start + ahead * (self.speed * seconds)[:, None]
 
     def at(self, seconds: float) -> np.ndarray:
-        """Every part in the street frame at a moment."""
-        return place(self.parts, self.positions(seconds), self.yaw)
+        """Every part in the street frame at a moment, without low things far up or down the street."""
+        positions = self.positions(seconds)
+        away = np.abs(positions[:, 0] - self.ego(seconds)[0][0]) - self.size[:, 0] / 2
+        there = (away < SIGHT) | (self.size[:, 2] > TALL)
+        return place(self.parts[there[self.parts["owner"]]], positions, self.yaw)
 
     def ego(self, seconds: float) -> tuple[Float64[np.ndarray, " 3"], float]:
         """Where the ego car is, and its heading."""
