@@ -1,0 +1,208 @@
+"""What pretraining is worth with few labels: linear probe and one-scene fine-tuning on held-out synthetic scenes.
+
+    python benchmarks/label_efficiency.py [--seeds 0 1 2] [--pretraining 400] [--short 150] [--long 400]
+
+Three arms: a student taught by the ImageNet teacher, one taught by the same network with random weights (what the
+contrast alone is worth), and random initialisation. Every seed has a world, a labelled scene, a pretraining and
+fine-tunings of its own. The learning rate of every arm and task is chosen on the `verify` scenes; the table is of the
+`val` scenes, which nothing else looks at. Finished runs are kept under --work, so the command can be interrupted.
+
+Prints the table and writes results/label_efficiency.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import statistics
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from slidr import stages
+from slidr.cluster.evaluate import evaluate
+from slidr.cluster.finetune import finetune
+from slidr.cluster.pretrain import pretrain
+from slidr.config import Config, EvaluationConfig, LossConfig, load
+from slidr.data.labels import NUSCENES_CLASSES
+
+ARMS = {"ImageNet teacher": "imagenet", "random teacher": None, "no pretraining": ""}
+BASELINE, CONTROL = "no pretraining", "random teacher"
+# 97.5 % quantiles of Student's t with n - 1 degrees of freedom, for n seeds.
+T_QUANTILE = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36}
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A way to judge a student: which labels, which layers, how long, and the rates to choose from."""
+
+    name: str
+    steps: int
+    rates: tuple[float, ...]
+    probe: bool
+
+
+def main() -> None:
+    arguments = parse()
+    torch.set_num_threads(arguments.threads)
+    protocols = (
+        Protocol(f"linear probe, all labels, {arguments.probe} steps", arguments.probe, (0.006, 0.02, 0.06), True),
+        Protocol(f"1 scene, {arguments.short} steps", arguments.short, (0.002, 0.006, 0.02), False),
+        Protocol(f"1 scene, {arguments.long} steps", arguments.long, (0.002, 0.006, 0.02), False),
+    )
+    runs: list[dict[str, Any]] = []
+    for seed in arguments.seeds:
+        base = prepare(arguments, seed)
+        for arm, teacher in ARMS.items():
+            student = None if arm == BASELINE else pretrained(base, arm, teacher, arguments.pretraining)
+            for protocol in protocols:
+                row = judged(base, arm, student, protocol)
+                runs.append({"seed": seed, "arm": arm, "protocol": protocol.name, **row})
+                print(f"seed {seed}  {protocol.name}  {arm}: {row['miou']:.1f} mIoU at lr {row['lr']}", flush=True)
+    summary = [summarised(runs, protocol) for protocol in protocols]
+    print(table(summary))
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    report = {
+        "benchmark": "label_efficiency",
+        "on": f"{platform.machine()} CPU",
+        "torch": torch.__version__,
+        **{name: value for name, value in vars(arguments).items() if name not in ("out", "work", "config")},
+        "protocols": [asdict(protocol) for protocol in protocols],
+        "summary": summary,
+        "runs": runs,
+    }
+    arguments.out.write_text(json.dumps(report, indent=2) + "\n")
+    print(f"written to {arguments.out}")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="configs/demo.yaml", help="world, student, teacher and optimizer")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--pretraining", type=int, default=400, help="steps")
+    parser.add_argument("--probe", type=int, default=200, help="steps")
+    parser.add_argument("--short", type=int, default=150, help="steps of one-scene fine-tuning")
+    parser.add_argument("--long", type=int, default=400, help="steps of longer one-scene fine-tuning")
+    parser.add_argument("--val-scenes", type=int, default=4)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--work", type=Path, default=Path("data/label_efficiency"), help="worlds and runs")
+    parser.add_argument("--out", type=Path, default=Path("results/label_efficiency.json"))
+    return parser.parse_args()
+
+
+def prepare(arguments: argparse.Namespace, seed: int) -> Config:
+    """A seed's world, frame table and superpixels; returns the config that its runs start from."""
+    config = load(arguments.config)
+    folder = arguments.work / f"seed-{seed}"
+    config = replace(
+        config,
+        data=replace(config.data, root=str(folder / "nuscenes"), frames=str(folder / "frames.parquet")),
+        superpixels=replace(config.superpixels, folder=str(folder / "superpixels")),
+        world=replace(config.world, seed=seed, val=arguments.val_scenes),
+        run=replace(config.run, folder=str(folder / "runs"), seed=seed, resume=True),
+    )
+    stages.make_world(config.data.root, config.world, workers=arguments.threads)
+    if not Path(config.data.frames).exists():
+        stages.make_frames(config)
+    stages.make_superpixels(config)
+    return config
+
+
+def pretrained(base: Config, arm: str, teacher: str | None, steps: int) -> str:
+    """Distils a student; returns its file."""
+    config = replace(
+        base,
+        teacher=replace(base.teacher, weights=teacher),
+        optim=replace(base.optim, epochs=epochs(base, base.world.parametrize, steps), max_steps=steps),
+        run=replace(base.run, name=f"pretrain-{arm.replace(' ', '-')}-{steps}"),
+    )
+    return pretrain(config)["student"]
+
+
+def judged(base: Config, arm: str, student: str | None, protocol: Protocol) -> dict[str, Any]:
+    """The protocol at every rate; the scores on `val` of the rate that is best on `verify`."""
+    tried: dict[float, tuple[float, Config, str]] = {}
+    for lr in protocol.rates:
+        config = downstream(base, arm, student, protocol, lr)
+        path = finetune(config, progress=False)["student"]
+        tried[lr] = (scored(config, path, "verify")["miou"], config, path)
+    best = max(tried, key=lambda lr: tried[lr][0])
+    _, config, path = tried[best]
+    scores = scored(config, path, "val")
+    return {
+        "lr": best,
+        "miou": 100 * scores["miou"],
+        "interval_95_over_frames": [100 * bound for bound in scores["miou_interval_95"]],
+        "absent": scores["absent"],
+        "verify_miou_of_lr": {str(lr): 100 * miou for lr, (miou, _, _) in tried.items()},
+    }
+
+
+def downstream(base: Config, arm: str, student: str | None, protocol: Protocol, lr: float) -> Config:
+    """The config of one fine-tuning or probe: every label, or the first scene's."""
+    scenes = base.world.parametrize if protocol.probe else 1
+    kind = "probe" if protocol.probe else "scene"
+    return replace(
+        base,
+        data=replace(base.data, train_fraction=scenes / base.world.parametrize, max_val_frames=1),
+        student=replace(base.student, weights=student, out_channels=len(NUSCENES_CLASSES), freeze=protocol.probe),
+        loss=LossConfig(names=("cross_entropy_lovasz",)),
+        optim=replace(base.optim, lr=lr, epochs=epochs(base, scenes, protocol.steps), max_steps=protocol.steps),
+        run=replace(base.run, name=f"{kind}-{arm.replace(' ', '-')}-{protocol.steps}-{lr:g}", keep_checkpoints=1),
+        cluster=replace(base.cluster, num_workers=0),
+    )
+
+
+def epochs(base: Config, scenes: int, steps: int) -> int:
+    """As many epochs of so many scenes as hold the steps."""
+    return math.ceil(steps / max(1, scenes * base.world.keyframes // base.optim.batch_size))
+
+
+def scored(config: Config, student: str, split: Any) -> dict[str, Any]:
+    wanted = EvaluationConfig(checkpoint=student, split=split)
+    return evaluate(replace(config, evaluation=wanted))["evaluation"]
+
+
+def summarised(runs: list[dict[str, Any]], protocol: Protocol) -> dict[str, Any]:
+    """Every arm's scores over the seeds, and its gain over random initialisation, seed by seed."""
+    by_arm = {
+        arm: [run["miou"] for run in runs if (run["arm"], run["protocol"]) == (arm, protocol.name)] for arm in ARMS
+    }
+    rows = {}
+    for arm, values in by_arm.items():
+        gains = [value - own for value, own in zip(values, by_arm[BASELINE], strict=True)]
+        rows[arm] = {"miou": values, "mean": statistics.mean(values), "gain": gains, **interval(gains)}
+    over_control = [a - b for a, b in zip(by_arm["ImageNet teacher"], by_arm[CONTROL], strict=True)]
+    return {"protocol": protocol.name, "arms": rows, "over_random_teacher": interval(over_control)}
+
+
+def interval(values: list[float]) -> dict[str, Any]:
+    """Mean of paired differences over the seeds and the half width of its 95 % interval (Student's t)."""
+    mean, count = statistics.mean(values), len(values)
+    if count not in T_QUANTILE:
+        return {"mean_gain": mean, "half_width_95": None}
+    return {"mean_gain": mean, "half_width_95": T_QUANTILE[count] * statistics.stdev(values) / math.sqrt(count)}
+
+
+def table(summary: list[dict[str, Any]]) -> str:
+    lines = [
+        "| mIoU on held-out scenes | arm | each seed | mean | gain over no pretraining |",
+        "|---|---|---|---:|---:|",
+    ]
+    for entry in summary:
+        for arm, row in entry["arms"].items():
+            each = " / ".join(f"{value:.1f}" for value in row["miou"])
+            width = row["half_width_95"]
+            gain = f"{row['mean_gain']:+.1f}" + ("" if width is None else f" ± {width:.1f}")
+            gain = "" if arm == BASELINE else gain
+            lines.append(f"| {entry['protocol']} | {arm} | {each} | {row['mean']:.1f} | {gain} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
