@@ -52,9 +52,7 @@ def test_state_dict_has_the_published_names_and_shapes(step: dict[str, Any]) -> 
 
 
 def test_batch_norm_momenta_are_the_published_ones(step: dict[str, Any]) -> None:
-    got = {
-        k[:-3]: m.momentum for k, m in step["model"].named_modules() if isinstance(m, torch.nn.BatchNorm1d)
-    }
+    got = {k[:-3]: m.momentum for k, m in step["model"].named_modules() if isinstance(m, torch.nn.BatchNorm1d)}
     assert got == step["manifest"][f"minkunet_{step['width']}_bn_momentum"]
 
 

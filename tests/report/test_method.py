@@ -17,9 +17,7 @@ def _batch() -> PairBatch:
     generator = torch.Generator().manual_seed(0)
     superpixels = (torch.arange(16)[:, None] // 8 * 2 + torch.arange(24)[None] // 12)[None].expand(2, -1, -1)
     points = torch.randn(40, 3, generator=generator) * 10
-    pixel_index = torch.stack(
-        [torch.randint(0, bound, (30,), generator=generator) for bound in (2, 16, 24)], dim=1
-    )
+    pixel_index = torch.stack([torch.randint(0, bound, (30,), generator=generator) for bound in (2, 16, 24)], dim=1)
     return PairBatch(
         tokens=("a",),
         coordinates=torch.zeros(40, 4, dtype=torch.int32),
