@@ -16,7 +16,7 @@ from torch import Tensor
 
 from slidr.cluster.loading import RayLoader
 from slidr.cluster.train import train
-from slidr.config import Config, ConfigError
+from slidr.config import Config, ConfigError, fingerprint
 from slidr.data import storage
 from slidr.data.frames import FrameTable
 from slidr.data.loading import LocalLoader, ScanSource, subset_frames
@@ -54,8 +54,8 @@ def evaluation_config(config: Config) -> Config:
         )
     path = _absolute(wanted.checkpoint)
     submission = None if wanted.submission is None else _absolute(wanted.submission)
-    frames = len(FrameTable.open(config.data.frames).select(wanted.split))
-    workers = min(config.cluster.num_workers, frames)
+    table = FrameTable.open(config.data.frames)
+    workers = min(config.cluster.num_workers, len(table.select(wanted.split)))
     evaluated = replace(
         config,
         data=replace(
@@ -68,7 +68,8 @@ def evaluation_config(config: Config) -> Config:
         cluster=replace(config.cluster, num_workers=workers),
         run=replace(config.run, resume=True),
     )
-    digest = hashlib.sha256(storage.read_bytes(path) + identity(evaluated).encode()).hexdigest()[:8]
+    what = [identity(evaluated), fingerprint(evaluated.evaluation), table.fingerprint, _absolute(config.data.root)]
+    digest = hashlib.sha256(storage.read_bytes(path) + "\n".join(what).encode()).hexdigest()[:8]
     name = f"{config.run.name}-evaluate-{wanted.split}-{digest}"
     return replace(evaluated, run=replace(evaluated.run, name=name))
 

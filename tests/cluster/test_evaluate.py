@@ -140,6 +140,15 @@ def test_the_same_evaluation_is_done_once_another_checkpoint_has_its_own(
     assert other["files"] != alone["files"]
 
 
+def test_another_frame_table_is_evaluated_anew(
+    base: Config, frames: list[Frame], alone: dict[str, Any], tmp_path: Path
+) -> None:
+    table = str(tmp_path / "frames.parquet")
+    write_frames(frames[:2], table)
+    other = evaluate(replace(base, data=replace(base.data, frames=table)))
+    assert (alone["evaluation"]["frames"], other["evaluation"]["frames"]) == (3, 2)
+
+
 def test_votes_change_predictions_but_not_what_is_counted(base: Config, alone: dict[str, Any]) -> None:
     voted = evaluate(replace(base, evaluation=replace(base.evaluation, votes=3)))["evaluation"]
     assert voted["points"] == alone["evaluation"]["points"]
