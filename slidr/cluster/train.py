@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from dataclasses import replace
 from typing import Any, Protocol
@@ -20,6 +21,8 @@ from slidr.training import workers
 from slidr.training.loop import Outcome, Task, fit
 from slidr.training.optim import total_steps
 from slidr.training.runs import RunFolder, claim, folder_of, identity
+
+_OUR_ERROR = re.compile(r"slidr(\.\w+)+: ")  # as a traceback's last line names it
 
 
 class TrainingFailed(RuntimeError):
@@ -205,6 +208,8 @@ def _cause(error: BaseException) -> str:
     failures = getattr(error, "worker_failures", None) or {}
     for rank, failure in sorted(failures.items()):
         text = str(failure).strip().splitlines()
-        return f"worker {rank}: {text[-1] if text else type(failure).__name__}"
+        # An error of ours in a loading task is wrapped in Ray Data's, which ends with advice on retries.
+        ours = [line.partition(": ")[2] for line in text if _OUR_ERROR.match(line)]
+        return f"worker {rank}: {(ours or text or [type(failure).__name__])[-1]}"
     text = str(error).strip().splitlines()
     return text[-1] if text else type(error).__name__

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from slidr.cluster.finetune import finetune, labelled_part
+from slidr.cluster.train import TrainingFailed
 from slidr.config import (
     ClusterConfig,
     Config,
@@ -196,3 +197,12 @@ def test_a_checkpoint_with_other_voxels_is_refused_by_file_and_values(base: Conf
     config = named(base, "other", student=replace(base.student, weights=str(path)))
     with pytest.raises(WeightsError, match=r"other\.pt.*voxel_size 0\.1.*\(0\.4, 2\.0, 0\.4\)"):
         finetune(config, progress=False)
+
+
+@pytest.mark.ray
+def test_through_ray_too_the_damaged_file_is_what_the_error_names(
+    base: Config, tiny_world: Path, frames: list[Frame], tmp_path: Path, ray_cluster: None
+) -> None:
+    config = spoiled(base, tiny_world, frames, tmp_path, "sweep", bytes(20 * 9 + 3))
+    with pytest.raises(TrainingFailed, match=r"worker 0: .*LIDAR_TOP.*truncated: 183 bytes"):
+        finetune(replace(config, cluster=ClusterConfig(num_workers=1)), progress=False)
