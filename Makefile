@@ -37,5 +37,6 @@ lock:
 	  | sed 's/^torch==.*/torch==2.13.0/'; } > build/requirements.lock
 	mv build/requirements.lock requirements.lock && rm -rf build/lock
 
+# Only what can be made again for nothing: no data set, no superpixels, no other run.
 clean:
-	rm -rf $(VENV) build runs data results
+	rm -rf $(VENV) build data/demo runs/demo

@@ -109,7 +109,8 @@ def main(arguments: list[str] | None = None) -> int:
             return _export(rest)
         return _run(name, rest)
     except KeyboardInterrupt:
-        print("slidr: interrupted; the same command with --run.resume goes on", file=sys.stderr)
+        again = " with --run.resume" if name in ("pretrain", "finetune") else ""
+        print(f"slidr: interrupted; the same command{again} goes on", file=sys.stderr)
         return 130
     except Exception as error:
         if not _is_ours(error):

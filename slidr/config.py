@@ -82,6 +82,7 @@ class DataConfig:
     val_split: SplitName = "verify"
     train_fraction: float = 1.0  # of the split's scenes (nuScenes) or scans (SemanticKITTI)
     max_val_frames: int | None = None  # validate on this many frames, evenly spread; null: all
+    val_batch_size: int = 4  # frames of a validation batch, on one worker
     cameras: tuple[str, ...] = CAMERA_CHANNELS
     image_size: tuple[int, int] = (224, 416)  # height, width fed to the teacher, pixels
     min_depth: float = 1.0  # m; nearer points make no pairs
@@ -222,7 +223,7 @@ def decode(raw: dict[str, Any], source: str = "config") -> Config:
     _refuse_unknown(raw, Config, (), source)
     try:
         # As JSON, strictly: lists may become tuples and integers floats, but no text a number.
-        config = _ADAPTER.validate_json(json.dumps(raw), strict=True)
+        config = _ADAPTER.validate_json(json.dumps(raw, default=str), strict=True)
     except ValidationError as error:
         lines = [
             f"{source}: {'.'.join(str(part) for part in e['loc'])}: {e['msg']}, got {e.get('input')!r}"
@@ -238,6 +239,8 @@ def load(path: str | Path) -> Config:
     path = Path(path)
     try:
         text = path.read_text()
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: is not a text file; pass a YAML file such as configs/demo.yaml") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); pass a file such as configs/demo.yaml") from None
     return parse(text, str(path))
@@ -259,9 +262,24 @@ def to_dict(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
+def public_dict(config: Config) -> dict[str, Any]:
+    """`to_dict` for files that others may see: URLs lose user names, passwords and queries."""
+
+    def public(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: public(inner) for key, inner in value.items()}
+        if isinstance(value, str) and "://" in value and not value.startswith("sqlite:"):
+            scheme, _, rest = value.partition("://")
+            host, slash, path = rest.partition("?")[0].partition("/")
+            return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+        return value
+
+    return public(to_dict(config))
+
+
 def dump(config: Config) -> str:
-    """A config as YAML that `load` reads back to the same value."""
-    return yaml.safe_dump(to_dict(config), sort_keys=False)
+    """A config as YAML that `load` reads back to the same value, but for what URLs keep secret."""
+    return yaml.safe_dump(public_dict(config), sort_keys=False)
 
 
 def fingerprint(section: Any, length: int = 10) -> str:
@@ -318,7 +336,43 @@ def check(config: Config, source: str = "config") -> None:
         f"expected one weight of at least 0 for each of student.out_channels ({student.out_channels}) classes",
     )
     require(config.loss.temperature > 0, "loss.temperature", "expected a positive number")
-    require(optim.lr > 0, "optim.lr", "expected a positive number")
+    require(0 < optim.lr < float("inf"), "optim.lr", "expected a positive number")
+    require(0 <= optim.momentum < 1, "optim.momentum", "expected 0 <= momentum < 1")
+    require(optim.weight_decay >= 0, "optim.weight_decay", "expected at least 0")
+    require(data.max_val_frames is None or data.max_val_frames >= 1, "data.max_val_frames", "expected at least 1")
+    require(data.val_batch_size >= 1, "data.val_batch_size", "expected at least 1")
+    require(len(data.cameras) > 0, "data.cameras", "expected at least one")
+    require(
+        not (data.voxel.azimuth_wrap and not data.voxel.cylindrical),
+        "data.voxel.azimuth_wrap",
+        "only cylindrical voxels have an azimuth",
+    )
+    require(
+        not (student.name == "voxelnet" and data.voxel.cylindrical),
+        "data.voxel.cylindrical",
+        "voxelnet's grid is Cartesian; set false",
+    )
+    require(config.superpixels.compactness > 0, "superpixels.compactness", "expected a positive number")
+    require(config.superpixels.sigma >= 0, "superpixels.sigma", "expected at least 0")
+    require(config.loss.min_points >= 1, "loss.min_points", "expected at least 1")
+    require(config.loss.pairs >= 1, "loss.pairs", "expected at least 1")
+    require(config.run.log_every >= 1, "run.log_every", "expected at least 1")
+    require(config.run.score_frames >= 1, "run.score_frames", "expected at least 1")
+    require(config.run.seed >= 0, "run.seed", "expected at least 0")
+    require(
+        re.fullmatch(r"\w[\w.-]*", config.run.name) is not None,
+        "run.name",
+        f"got {config.run.name!r}, expected letters, digits, '.', '_' and '-': it names a folder",
+    )
+    require(
+        "://" not in config.run.folder,
+        "run.folder",
+        f"got {config.run.folder!r}; a run's journal needs a local or mounted folder",
+    )
+    for key in ("local_cpus", "superpixel_cpus"):
+        value = getattr(cluster, key)
+        require(value is None or value >= 1, f"cluster.{key}", "expected at least 1")
+    require(cluster.max_failures >= 0, "cluster.max_failures", "expected at least 0")
     require(optim.head_lr is None or optim.head_lr > 0, "optim.head_lr", "expected a positive number or null")
     require(optim.epochs >= 1, "optim.epochs", "expected at least 1")
     require(optim.batch_size >= 1, "optim.batch_size", "expected at least 1")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -68,7 +69,7 @@ def run_demo(config: Config) -> dict[str, Any]:
         f"scores      {results}\n"
         f"student     {result['student']}  (SLidR's published layout)\n"
         f"picture     {result['picture']}\n"
-        f"curves      slidr ui {Path('configs/demo.yaml')}\n"
+        f"curves      {sys.argv[0]} ui {sys.argv[2] if len(sys.argv) > 2 else 'configs/demo.yaml'}\n"
         f"next        docs/first-run.md: the same on a real nuScenes keyframe, then on all of nuScenes"
     )
     return outcome

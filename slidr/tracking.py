@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slidr.config import Config, fingerprint, to_dict
+from slidr.config import Config, fingerprint, public_dict
+from slidr.data import storage
 
 _log = logging.getLogger(__name__)
 _SEND_SECONDS = 5.0
@@ -48,8 +49,11 @@ def start_run(config: Config, stage: str, run_id: str | None = None) -> RunHandl
     client = _client(tracking_uri(config))
     handle_uri = tracking_uri(config)
     if run_id is not None:
-        client.update_run(run_id, status="RUNNING")
-        return RunHandle(handle_uri, run_id)
+        try:
+            client.update_run(run_id, status="RUNNING")
+            return RunHandle(handle_uri, run_id)
+        except Exception as error:  # the store was removed or replaced: the run is recorded anew
+            _log.warning("MLflow does not know run %s any more (%s)", run_id, type(error).__name__)
     experiment = client.get_experiment_by_name(config.tracking.experiment)
     if experiment is None:
         location = None
@@ -64,7 +68,7 @@ def start_run(config: Config, stage: str, run_id: str | None = None) -> RunHandl
         tags={"stage": stage, "config_fingerprint": fingerprint(config), **code_version()},
     )
     _log_params(client, run.info.run_id, config)
-    client.log_dict(run.info.run_id, to_dict(config), "config.yaml")
+    client.log_dict(run.info.run_id, public_dict(config), "config.yaml")
     return RunHandle(handle_uri, run.info.run_id)
 
 
@@ -102,7 +106,7 @@ class Journal:
         self._last_try = time.monotonic()
         if self.handle is None or not self.path.exists():
             return True
-        sent = int(self._cursor.read_text()) if self._cursor.exists() else 0
+        sent = self._sent()
         with self.path.open("rb") as file:
             file.seek(sent)
             fresh = file.read()
@@ -118,9 +122,16 @@ class Journal:
                 )
             self._warned = True
             return False
-        self._cursor.write_text(str(sent + len(fresh)))
+        storage.write_bytes_atomic(self._cursor, str(sent + len(fresh)).encode())
         self._warned = False
         return True
+
+    def _sent(self) -> int:
+        """Bytes of the journal that MLflow has; after damage, none: a metric sent twice is the same metric."""
+        try:
+            return int(self._cursor.read_text())
+        except (OSError, ValueError):
+            return 0
 
     def _ends_whole(self) -> bool:
         with self.path.open("rb") as file:
@@ -177,7 +188,14 @@ def code_version() -> dict[str, str]:
 
 
 def serve_ui(uri: str, port: int) -> int:
-    """Runs MLflow's web page on loopback until interrupted; returns its exit status."""
+    """Runs MLflow's web page on loopback until interrupted; returns its exit status.
+
+    A tracking server has a page of its own: its address is printed instead.
+    """
+    if uri.startswith(("http://", "https://")):
+        print(f"MLflow's page is at {uri.split('@')[-1]}")
+        return 0
+    _make_folder(uri)
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri]
     return subprocess.call([*command, "--host", "127.0.0.1", "--port", str(port)])
 
@@ -189,15 +207,19 @@ def _client(uri: str) -> Any:
 
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
+    _make_folder(uri)
+    return MlflowClient(tracking_uri=uri)
+
+
+def _make_folder(uri: str) -> None:
     if uri.startswith("sqlite:///"):
         Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    return MlflowClient(tracking_uri=uri)
 
 
 def _log_params(client: Any, run_id: str, config: Config) -> None:
     from mlflow.entities import Param
 
-    params = [Param(key, str(value)[:6000]) for key, value in _flatten(to_dict(config))]
+    params = [Param(key, str(value)[:6000]) for key, value in _flatten(public_dict(config))]
     for first in range(0, len(params), 100):
         client.log_batch(run_id, params=params[first : first + 100])
 

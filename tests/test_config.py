@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slidr.cli import override
-from slidr.config import Config, ConfigError, decode, dump, fingerprint, load, parse, to_dict
+from slidr.config import Config, ConfigError, decode, dump, fingerprint, load, parse, public_dict, to_dict
 
 # What the files of a kind need not name, as their commands do not read it.
 _PRETRAINING_UNREAD = ("world.", "evaluation.", "optim.head_lr", "student.freeze", "loss.class_weights")
@@ -71,7 +71,7 @@ def test_dump_and_parse_are_inverse() -> None:
     name=st.text(min_size=1, max_size=20),
 )
 def test_any_valid_value_survives_yaml(lr: float, size: tuple[int, int], name: str) -> None:
-    config = decode({"optim": {"lr": lr}, "data": {"image_size": list(size)}, "run": {"name": name}})
+    config = decode({"optim": {"lr": lr}, "data": {"image_size": list(size)}, "tracking": {"experiment": name}})
     assert parse(dump(config)) == config
 
 
@@ -137,3 +137,40 @@ def test_command_line_overrides_are_checked() -> None:
 
 def test_exponents_without_a_point_are_numbers() -> None:
     assert parse("optim: {lr: 1e-3, weight_decay: 2E-4}").optim.lr == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("run.log_every", 0),
+        ("run.score_frames", 0),
+        ("run.name", "../elsewhere"),
+        ("run.name", ""),
+        ("run.folder", "s3://bucket/runs"),
+        ("data.max_val_frames", 0),
+        ("data.cameras", []),
+        ("optim.lr", float("inf")),
+        ("loss.pairs", 0),
+        ("superpixels.sigma", -1.0),
+        ("cluster.local_cpus", 0),
+    ],
+)
+def test_values_that_cannot_work_are_refused_by_key(key: str, value: Any) -> None:
+    section, name = key.split(".")
+    with pytest.raises(ConfigError, match=key.replace(".", r"\.")):
+        decode({section: {name: value}})
+
+
+def test_records_of_a_config_keep_no_secrets() -> None:
+    config = decode(
+        {
+            "tracking": {"uri": "https://user:word@host:5000/path?token=hidden"},
+            "teacher": {"weights": "https://host/weights.pt?signature=hidden"},
+            "data": {"root": "s3://key:word@bucket/nuscenes"},
+        }
+    )
+    text = dump(config)
+    for secret in ("user", "word", "hidden", "key:"):
+        assert secret not in text
+    assert public_dict(config)["tracking"]["uri"] == "https://host:5000/path"
+    assert public_dict(config)["data"]["root"] == "s3://bucket/nuscenes"

@@ -8,7 +8,7 @@ import torch
 
 from slidr.cluster.loading import RayLoader
 from slidr.cluster.train import train
-from slidr.config import Config, to_dict
+from slidr.config import Config, public_dict
 from slidr.data import storage
 from slidr.data.loading import LocalLoader, ScanSource, subset_frames
 from slidr.data.splits import published_scans
@@ -45,12 +45,12 @@ class FinetuneStage:
     def keep(self, task: SegmentTask, config: Config, folder: RunFolder, outcome: Outcome) -> dict[str, Any]:
         """Writes the last and the best student in SLidR's published layout, and what was labelled."""
         last = folder.file("student.pt")
-        write_weights(last, export_slidr(task.state()["student"], None, outcome.epoch, to_dict(config)))
+        write_weights(last, export_slidr(task.state()["student"], None, outcome.epoch, public_dict(config)))
         kept: dict[str, Any] = {"student": last, "weights": str(task.report) if task.report else "random"}
         best = folder.checkpoints.best()
         if best is not None:
             kept["best_student"] = folder.file("student_best.pt")
-            write_weights(kept["best_student"], export_slidr(best["student"], None, best["epoch"], to_dict(config)))
+            write_weights(kept["best_student"], export_slidr(best["student"], None, best["epoch"], public_dict(config)))
             kept |= {"best_val_miou": best["metrics"]["val_miou"], "best_epoch": best["epoch"]}
         return {**kept, **_write_labelled(config, folder)}
 

@@ -62,10 +62,16 @@ class RayLoader:
 
         share = self.cluster.loader_cpus / self._place[1]
         dataset = ray.data.range(len(todo), override_num_blocks=len(todo)).map(
-            make, num_cpus=min(1.0, share), memory=_SAMPLE_BYTES
+            make, num_cpus=min(1.0, share), memory=_heap(self.cluster)
         )
         dataset.context.enable_progress_bars = False
         options = dataset.context.execution_options
         options.preserve_order = True
-        options.resource_limits = ray.data.ExecutionResources(cpu=max(share, min(1.0, share)))
+        options.resource_limits = ray.data.ExecutionResources(cpu=share)
         return iter(dataset.iter_rows())
+
+
+def _heap(cluster: ClusterConfig) -> int:
+    """Bytes that a loading task reserves: what it needs, or its share of a cluster that has less."""
+    have = ray.cluster_resources().get("memory", 0) / (2 * cluster.loader_cpus)
+    return int(min(_SAMPLE_BYTES, have))

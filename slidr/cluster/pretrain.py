@@ -9,7 +9,7 @@ import torch
 from slidr.cluster.loading import RayLoader
 from slidr.cluster.superpixels import folder_of as superpixel_folder
 from slidr.cluster.train import train
-from slidr.config import Config, to_dict
+from slidr.config import Config, public_dict
 from slidr.data import storage
 from slidr.data.loading import LocalLoader, PairSource
 from slidr.models.export import export_slidr
@@ -50,7 +50,7 @@ class PretrainStage:
         student = {name: value.cpu() for name, value in task.model.student.state_dict().items()}
         teacher = {name: value.cpu() for name, value in task.model.teacher.state_dict().items()}
         path = folder.file("student.pt")
-        write_weights(path, export_slidr(student, teacher, outcome.epoch, to_dict(config)))
+        write_weights(path, export_slidr(student, teacher, outcome.epoch, public_dict(config)))
         picture = folder.file("method.png")
         storage.write_bytes_atomic(picture, _picture(task, self.source(config)))
         return {"student": path, "picture": picture}

@@ -77,6 +77,11 @@ def available_cpus() -> int:
     return int(ray.cluster_resources().get("CPU", 0))
 
 
+def places(cpus: int) -> int:
+    """How many workers of that many CPUs the nodes hold; a worker does not span nodes."""
+    return sum(int(node["Resources"].get("CPU", 0)) // cpus for node in ray.nodes() if node["Alive"])
+
+
 def available_gpus() -> int:
     """GPUs of the whole cluster, busy ones included."""
     return int(ray.cluster_resources().get("GPU", 0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import time
@@ -14,15 +15,19 @@ from slidr import tracking
 from slidr.cluster import session
 from slidr.cluster.loading import RayLoader
 from slidr.cluster.progress import follow
-from slidr.config import ClusterConfig, Config, decode, to_dict
+from slidr.config import ClusterConfig, Config, ConfigError, decode, to_dict
 from slidr.data import storage
-from slidr.data.loading import LocalLoader, Source, train_plan
+from slidr.data.loading import LocalLoader, Source, Subset, train_plan
 from slidr.training import workers
 from slidr.training.loop import Outcome, Task, fit
 from slidr.training.optim import total_steps
 from slidr.training.runs import RunFolder, claim, folder_of, identity
 
 _OUR_ERROR = re.compile(r"slidr(\.\w+)+: ")  # as a traceback's last line names it
+
+
+_log = logging.getLogger(__name__)
+HELD_OUT: dict[Subset, str] = {"val": "data.val_split", "score": "run.score_frames"}
 
 
 class TrainingFailed(RuntimeError):
@@ -57,7 +62,11 @@ def train(config: Config, stage: Stage, progress: bool = True) -> dict[str, Any]
     folder in use, `TrainingFailed` when training broke off.
     """
     config = with_absolute_paths(config)  # Ray's workers have working folders of their own
-    plan = train_plan(stage.source(config))  # refuses a split smaller than a batch
+    source = stage.source(config)
+    plan = train_plan(source)  # refuses a split smaller than a batch
+    for subset, key in HELD_OUT.items():
+        if source.count(subset) == 0:
+            raise ConfigError(f"{key}: {config.data.frames} has no such frame to validate on")
     if config.cluster.num_workers > 0:
         session.start(config.cluster)
         check_room(config.cluster)
@@ -82,7 +91,10 @@ def train(config: Config, stage: Stage, progress: bool = True) -> dict[str, Any]
         raise
     finally:
         tracking.Journal(folder.file("metrics.jsonl"), run).send()
-        tracking.end_run(run, status, {"checkpoints": folder.checkpoints.path})
+        try:
+            tracking.end_run(run, status, {"checkpoints": folder.checkpoints.path})
+        except Exception as error:  # a store that went away must neither hide an error nor spoil a result
+            _log.warning("MLflow could not be told that the run is %s (%s)", status, type(error).__name__)
 
 
 def with_absolute_paths(config: Config) -> Config:
@@ -91,11 +103,22 @@ def with_absolute_paths(config: Config) -> Config:
     def absolute(path: str) -> str:
         return path if storage.is_remote(path) else os.path.abspath(path)
 
+    def absolute_file(weights: str | None) -> str | None:
+        """Published names and URLs stay what they are."""
+        return absolute(weights) if weights is not None and os.path.exists(weights) else weights
+
+    def tracking_uri(uri: str | None) -> str | None:
+        sqlite = "sqlite:///"
+        return sqlite + absolute(uri.removeprefix(sqlite)) if uri is not None and uri.startswith(sqlite) else uri
+
     return replace(
         config,
         data=replace(config.data, root=absolute(config.data.root), frames=absolute(config.data.frames)),
         superpixels=replace(config.superpixels, folder=absolute(config.superpixels.folder)),
+        student=replace(config.student, weights=absolute_file(config.student.weights)),
+        teacher=replace(config.teacher, weights=absolute_file(config.teacher.weights)),
         run=replace(config.run, folder=absolute(config.run.folder)),
+        tracking=replace(config.tracking, uri=tracking_uri(config.tracking.uri)),
     )
 
 
@@ -104,6 +127,7 @@ def check_room(cluster: ClusterConfig) -> None:
 
     Workers that reserve every CPU would wait for ever for samples that no CPU is left to make.
     """
+    places = session.places(cluster.cpus_per_worker)
     needed = cluster.num_workers * cluster.cpus_per_worker + cluster.loader_cpus
     have = session.available_cpus()
     if have < needed:
@@ -111,6 +135,11 @@ def check_room(cluster: ClusterConfig) -> None:
             f"cluster: {cluster.num_workers} workers x {cluster.cpus_per_worker} CPUs + {cluster.loader_cpus} "
             f"loader CPUs need {needed} CPUs, the cluster has {have}; lower cluster.num_workers or "
             f"cluster.cpus_per_worker, or add nodes (a cluster started here takes cluster.local_cpus)"
+        )
+    if places < cluster.num_workers:
+        raise session.ClusterError(
+            f"cluster.cpus_per_worker: {cluster.num_workers} workers of {cluster.cpus_per_worker} CPUs, but the nodes "
+            f"have room for {places} such workers; lower cluster.cpus_per_worker or add larger nodes"
         )
     if cluster.use_gpu and session.available_gpus() < cluster.num_workers:
         raise session.ClusterError(
@@ -147,9 +176,10 @@ def _run_workers(config: Config, stage: Stage, run: tracking.RunHandle) -> None:
         trainer.fit()
     except Exception as error:
         newest = folder.checkpoints.steps()
-        where = f"step {newest[-1]}" if newest else "its start (no checkpoint was written yet)"
+        where = f"from step {newest[-1]} with --run.resume" if newest else "by starting again: nothing was trained yet"
         raise TrainingFailed(
-            f"{folder.path}: training broke off: {_cause(error)}; continue from {where} with --run.resume"
+            f"{folder.path}: training broke off: {_cause(error)}\n"
+            f"Once the cause is mended, continue {where}; with other values of the method, under another --run.name"
         ) from error
 
 
@@ -164,6 +194,8 @@ def _ray_worker(payload: dict[str, Any]) -> None:
         payload["stage"].source(config), config.cluster, context.get_world_rank(), context.get_world_size()
     )
     device = get_device() if config.cluster.use_gpu else torch.device("cpu")
+    # More threads than CPUs reserved would spin at each other's barriers.
+    torch.set_num_threads(config.cluster.cpus_per_worker)
     _work(config, payload["stage"], payload["run"], loader, device)
 
 

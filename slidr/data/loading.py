@@ -127,7 +127,7 @@ def train_plan(source: Source, rank: int = 0, world_size: int = 1) -> TrainPlan:
 
 def held_out_batches(source: Source, subset: Subset, rank: int = 0, world_size: int = 1) -> list[MicroBatch]:
     """One worker's batches of a held-out subset; their size does not depend on the number of workers."""
-    return validation_batches(source.count(subset), source.config.optim.batch_size, rank, world_size)
+    return validation_batches(source.count(subset), source.config.data.val_batch_size, rank, world_size)
 
 
 class LocalLoader:

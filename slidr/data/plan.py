@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int64
 
+from slidr.config import ConfigError
+
 
 def epoch_order(frames: int, seed: int, epoch: int) -> Int64[np.ndarray, " N"]:
     """The order in which epoch `epoch` visits the frames: a permutation drawn from (seed, epoch)."""
@@ -45,12 +47,12 @@ class TrainPlan:
     def __post_init__(self) -> None:
         shares = self.world_size * self.accumulate
         if self.batch_size % shares:
-            raise ValueError(
+            raise ConfigError(
                 f"optim.batch_size: {self.batch_size} frames do not divide into {self.world_size} workers x "
                 f"{self.accumulate} micro-batches; use a multiple of {shares}"
             )
         if self.frames < self.batch_size:
-            raise ValueError(
+            raise ConfigError(
                 f"data: the training split has {self.frames} frames, fewer than one step's "
                 f"optim.batch_size of {self.batch_size}; lower the batch size or take more frames"
             )

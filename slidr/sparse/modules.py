@@ -83,8 +83,8 @@ class BatchNorm(nn.Module):
         self.bn = nn.BatchNorm1d(channels, momentum=momentum)
 
     def forward(self, x: SparseTensor, residual: SparseTensor | None = None, relu: bool = False) -> SparseTensor:
-        if len(x.features) == 0:
-            return x
+        if len(x.features) == 0 and type(self.bn) is nn.BatchNorm1d:
+            return x  # a norm over all workers must be entered even by one whose cloud is empty
         other = residual.features if residual is not None else None
         if type(self.bn) is nn.BatchNorm1d:
             return x.replace(norm_relu(x.features, self.bn, other, relu))

@@ -70,12 +70,15 @@ class CheckpointFolder:
 
     def newest(self) -> dict[str, Any] | None:
         """The newest checkpoint that can be read, or None; damaged ones are passed over with a warning."""
-        for step in reversed(self.steps()):
+        steps = self.steps()
+        for step in reversed(steps):
             path = storage.join(self.path, f"step-{step:08d}.pt")
             try:
                 return read(path)
-            except CheckpointError as error:
+            except (CheckpointError, storage.DataError) as error:
                 _log.warning("%s; going on from the one before", error)
+        if steps:
+            raise CheckpointError(f"{self.path}: none of its {len(steps)} checkpoints can be read; move them away")
         return None
 
     def best(self) -> dict[str, Any] | None:
@@ -93,7 +96,13 @@ def write_weights(path: str, values: dict[str, Any]) -> None:
     """Writes any dict of tensors and plain values with ``torch.save``, whole or not at all."""
     buffer = io.BytesIO()
     torch.save(values, buffer)
-    storage.write_bytes_atomic(path, buffer.getvalue())
+    try:
+        storage.write_bytes_atomic(path, buffer.getvalue())
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: cannot be written ({error.strerror or error}); what was saved before is intact: free space, "
+            f"then continue with --run.resume"
+        ) from error
 
 
 def read(path: str) -> dict[str, Any]:

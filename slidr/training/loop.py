@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from slidr.config import Config, Precision, to_dict
+from slidr.config import Config, Precision, public_dict
 from slidr.training import workers
 from slidr.training.checkpoint import CheckpointFolder
 from slidr.training.optim import (
@@ -201,13 +201,14 @@ class _Run:
             "scaler": self.scaler.state_dict(),
             "step": self.step,
             "epoch": self.step // self.loader.steps_per_epoch,
-            "config": to_dict(self.config),
+            "config": public_dict(self.config),
             "metrics": self.metrics,
             "best": self.best,
         }
-        self.checkpoints.save(state)
+        # The best first: a kill in between repeats the epoch, the other way round the best would be lost.
         if best:
             self.checkpoints.save_best(state)
+        self.checkpoints.save(state)
 
     def _resume(self) -> None:
         state = self.checkpoints.newest()

@@ -14,7 +14,20 @@ import json
 from dataclasses import dataclass, replace
 from typing import Any
 
-from slidr.config import Config, RunConfig, TrackingConfig, WorldConfig, dump, fingerprint, parse, to_dict
+from slidr.config import (
+    ClusterConfig,
+    Config,
+    EvaluationConfig,
+    RunConfig,
+    TrackingConfig,
+    WorldConfig,
+    decode,
+    dump,
+    fingerprint,
+    parse,
+    public_dict,
+    to_dict,
+)
 from slidr.data import storage
 from slidr.training.checkpoint import CheckpointFolder
 
@@ -62,11 +75,10 @@ def folder_of(config: Config) -> RunFolder:
 
 def identity(config: Config) -> str:
     """Fingerprint of everything that shapes a run's result: where files lie and how it logs do not."""
-    cluster = replace(
-        config.cluster, address=None, loader_cpus=1, local_cpus=None, superpixel_cpus=None, max_failures=0
-    )
+    cluster = replace(ClusterConfig(), num_workers=config.cluster.num_workers, use_gpu=config.cluster.use_gpu)
     defaults = RunConfig()
     run = replace(defaults, seed=config.run.seed, score_frames=config.run.score_frames, name=config.run.name)
+    config = decode(public_dict(config))
     return fingerprint(
         replace(
             config,
@@ -76,6 +88,7 @@ def identity(config: Config) -> str:
             cluster=cluster,
             tracking=TrackingConfig(),
             world=WorldConfig(),
+            evaluation=EvaluationConfig(),
         )
     )
 
@@ -87,7 +100,8 @@ def claim(config: Config) -> RunFolder:
     """
     folder = folder_of(config)
     known = folder.file("config.yaml")
-    if not storage.exists(known):
+    unproven = not folder.checkpoints.steps() and folder.result() is None
+    if not storage.exists(known) or unproven:  # a run that never got to a checkpoint has nothing to lose
         storage.write_bytes_atomic(known, dump(config).encode())
         return folder
     if not config.run.resume:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from slidr.config import Config, OptimConfig, RunConfig
-from slidr.training.checkpoint import CheckpointFolder
+from slidr.data import storage
+from slidr.training.checkpoint import CheckpointError, CheckpointFolder
 from slidr.training.loop import Diverged, Outcome, fit
 
 CPU = torch.device("cpu")
@@ -135,6 +137,52 @@ def test_a_damaged_newest_checkpoint_is_passed_over_with_a_warning(
     assert loader.served[0] == 6
     assert newest.name in caplog.text
     assert torch.equal(resumed.linear.weight, straight.linear.weight)
+
+
+def test_a_kill_between_best_and_newest_costs_neither(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(tmp_path / "straight")
+    real_save = CheckpointFolder.save
+
+    def killed_save(self: CheckpointFolder, state: dict[str, Any]) -> str:
+        if state["step"] == 5:
+            raise KeyboardInterrupt
+        return real_save(self, state)
+
+    monkeypatch.setattr(CheckpointFolder, "save", killed_save)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "broken")
+    monkeypatch.undo()
+    run(tmp_path / "broken")
+    best = [CheckpointFolder(str(tmp_path / name)).best() for name in ("straight", "broken")]
+    assert best[0] is not None
+    assert best[1] is not None
+    assert best[0]["step"] == best[1]["step"]
+
+
+def test_checkpoints_none_of_which_can_be_read_are_not_trained_over(tmp_path: Path) -> None:
+    run(tmp_path)
+    for path in tmp_path.glob("step-*.pt"):
+        path.write_bytes(b"nothing")
+    with pytest.raises(CheckpointError, match="none of its 2 checkpoints"):
+        run(tmp_path)
+
+
+def test_a_full_disk_ends_the_run_with_the_reason_and_the_last_checkpoint_intact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real_write = storage.write_bytes_atomic
+
+    def full(path: str, data: bytes) -> None:
+        if path.endswith("step-00000006.pt"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real_write(path, data)
+
+    monkeypatch.setattr(storage, "write_bytes_atomic", full)
+    with pytest.raises(CheckpointError, match=r"step-00000006\.pt: cannot be written \(No space left.*--run\.resume"):
+        run(tmp_path)
+    state = CheckpointFolder(str(tmp_path)).newest()
+    assert state is not None
+    assert state["step"] == 5
 
 
 def test_the_newest_checkpoints_and_the_best_are_kept(tmp_path: Path) -> None:

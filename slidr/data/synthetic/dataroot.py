@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Float64
 from PIL import Image
 
+from slidr.config import ConfigError
 from slidr.data.synthetic.names import ATTRIBUTES, CAMERAS, CATEGORIES, LIDAR, SCENES, VISIBILITIES
 from slidr.data.synthetic.raycast import pinhole
 from slidr.data.synthetic.sensors import Sweep, View, cast_shadows, render, sweep
@@ -117,29 +118,29 @@ def _world(
     version: str,
 ) -> World:
     if version not in SCENES:
-        raise ValueError(f"version: got {version!r}, expected one of {sorted(SCENES)}")
+        raise ConfigError(f"version: got {version!r}, expected one of {sorted(SCENES)}")
     pools = SCENES[version]
     if splits is not None and scenes is not None:
-        raise ValueError("scenes: give either splits (scenes of each) or scenes (in all), not both")
+        raise ConfigError("scenes: give either splits (scenes of each) or scenes (in all), not both")
     if splits is None:
         total = scenes if scenes is not None else (10 if version == "v1.0-trainval" else 4)
         shares = {"parametrize": 0.6, "verify": 0.15, "val": 0.25, "mini_train": 0.7, "mini_val": 0.3}
         if total < len(pools):
-            raise ValueError(f"scenes: got {total}, expected at least {len(pools)}, one for each of {list(pools)}")
+            raise ConfigError(f"scenes: got {total}, expected at least {len(pools)}, one for each of {list(pools)}")
         splits = {name: max(1, int(total * shares[name])) for name in pools}
         first = next(iter(pools))
         splits[first] = total - sum(count for name, count in splits.items() if name != first)
     for name, count in splits.items():
         if name not in pools:
-            raise ValueError(f"splits: got {name!r}, expected {list(pools)} for version {version}")
+            raise ConfigError(f"splits: got {name!r}, expected {list(pools)} for version {version}")
         if not 0 <= count <= len(pools[name]):
-            raise ValueError(f"splits.{name}: got {count} scenes, expected 0 to {len(pools[name])}")
+            raise ConfigError(f"splits.{name}: got {count} scenes, expected 0 to {len(pools[name])}")
     if sum(splits.values()) < 1:
-        raise ValueError("splits: no scene asked for; give at least one split a scene")
+        raise ConfigError("splits: no scene asked for; give at least one split a scene")
     if keyframes < 1:
-        raise ValueError(f"keyframes: got {keyframes}, expected at least 1")
+        raise ConfigError(f"keyframes: got {keyframes}, expected at least 1")
     if not 0.02 <= scale <= 1:
-        raise ValueError(f"scale: got {scale}, expected 0.02 to 1 (of 1600 x 900)")
+        raise ConfigError(f"scale: got {scale}, expected 0.02 to 1 (of 1600 x 900)")
     return World(version, tuple((name, int(splits.get(name, 0))) for name in pools), keyframes, float(scale), int(seed))
 
 
@@ -152,12 +153,12 @@ def _claim(root: Path, world: World) -> None:
         if theirs != mine:
             differ = [key for key in mine if theirs.get(key) != mine[key]]
             what = "; ".join(f"{key}: there {theirs.get(key)!r}, asked {mine[key]!r}" for key in differ)
-            raise ValueError(
+            raise ConfigError(
                 f"{path}: the folder holds another synthetic world ({what}); choose another folder or remove it"
             )
         return
     if root.exists() and any(not path.name.endswith(".part") for path in root.iterdir()):
-        raise ValueError(f"{root}: is not empty and holds no {PARAMETERS}; choose another folder")
+        raise ConfigError(f"{root}: is not empty and holds no {PARAMETERS}; choose another folder")
     root.mkdir(parents=True, exist_ok=True)
     _write(path, (json.dumps(mine, indent=1) + "\n").encode())
 
