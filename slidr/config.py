@@ -279,7 +279,7 @@ def public_dict(config: Config) -> dict[str, Any]:
 
 def dump(config: Config) -> str:
     """A config as YAML that `load` reads back to the same value, but for what URLs keep secret."""
-    return yaml.safe_dump(public_dict(config), sort_keys=False)
+    return yaml.dump(public_dict(config), Dumper=_Dumper, sort_keys=False)
 
 
 def fingerprint(section: Any, length: int = 10) -> str:
@@ -422,8 +422,12 @@ class _Loader(yaml.SafeLoader):
     """YAML 1.2's floats: PyYAML alone reads 1e-4 as text."""
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+class _Dumper(yaml.SafeDumper):
+    """Quotes what `_Loader` would take for a float."""
+
+
+_FLOAT = re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789"))
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789"))
 
 _ADAPTER: TypeAdapter[Config] = TypeAdapter(Config)

@@ -138,7 +138,10 @@ def test_weights_made_with_other_voxels_are_refused_with_both_sizes(tmp_path: Pa
     [
         ({"student": {"out_channels": 64}}, ["student.out_channels", "64", "17"]),
         ({"data": {"dataset": "semantic_kitti"}}, ["student.out_channels", "17", "20"]),
-        ({"student": {"name": "voxelnet", "out_channels": 17}}, ["voxelnet", "MinkUNet"]),
+        (
+            {"student": {"name": "voxelnet", "out_channels": 17}, "data": {"voxel": {"cylindrical": False}}},
+            ["voxelnet", "MinkUNet"],
+        ),
         ({"loss": {"names": ["superpixel_info_nce"]}}, ["loss.names", "cross_entropy_lovasz"]),
     ],
 )
