@@ -160,4 +160,5 @@ _EXPORT_ENDINGS: dict[ExportFormat, str] = {
 def _read(config: Config) -> list[Frame]:
     if config.data.dataset == "semantic_kitti":
         return semantic_kitti.read_frames(config.data.root)
-    return nuscenes.read_frames(config.data.root, config.data.version, report=console.print)
+    with console.status("reading tables") as status:
+        return nuscenes.read_frames(config.data.root, config.data.version, report=status.update)

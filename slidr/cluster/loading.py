@@ -7,7 +7,9 @@ one shared stream would leave to timing which worker gets which frame; runs woul
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -18,9 +20,10 @@ from slidr.data.loading import Source, Subset, held_out_batches, train_plan
 from slidr.data.plan import MicroBatch
 from slidr.data.samples import row_to_sample, sample_to_row
 
-# Micro-batches per execution of a data set. Each execution costs about a second to start; a bound keeps the task
-# list of a long run short.
-_CHUNK = 1024
+# Samples of one execution of a data set, at least. An execution whose results all find room ends by itself; one that
+# must wait for its reader spins in this process and takes the interpreter lock from training (measured: five times
+# slower steps). So executions are short, and the next one starts while this one is read.
+_CHUNK = 16
 _SAMPLE_BYTES = 1 << 30  # heap a loading task may need: six full-size images, a sweep, and their crops
 
 
@@ -44,12 +47,37 @@ class RayLoader:
         return self._load(subset, held_out_batches(self.source, subset, *self._place))
 
     def _load(self, subset: Subset, batches: Iterable[MicroBatch]) -> Iterator[Any]:
-        stream = iter(batches)
-        while chunk := list(itertools.islice(stream, _CHUNK)):
-            rows = self._rows(subset, chunk)
-            for batch in chunk:
-                mine = itertools.islice(rows, len(batch.frames))
-                yield self.source.collate([row_to_sample(row, self.source.sample_type) for row in mine])
+        chunks = self._chunks(iter(batches))
+        with ThreadPoolExecutor(max_workers=1) as background:
+            ahead = background.submit(self._start, subset, next(chunks, []))
+            while True:
+                chunk, rows = ahead.result()
+                if not chunk:
+                    return
+                ahead = background.submit(self._start, subset, next(chunks, []))
+                for batch in chunk:
+                    mine = itertools.islice(rows, len(batch.frames))
+                    yield self.source.collate([row_to_sample(row, self.source.sample_type) for row in mine])
+
+    def _chunks(self, batches: Iterator[MicroBatch]) -> Iterator[list[MicroBatch]]:
+        """Micro-batches by executions: enough samples to keep this worker's loader CPUs busy."""
+        enough = max(_CHUNK, math.ceil(2 * self.cluster.loader_cpus / self._place[1]))
+        chunk: list[MicroBatch] = []
+        for batch in batches:
+            chunk.append(batch)
+            if sum(len(each.frames) for each in chunk) >= enough:
+                yield chunk
+                chunk = []
+        if chunk:
+            yield chunk
+
+    def _start(self, subset: Subset, chunk: list[MicroBatch]) -> tuple[list[MicroBatch], Iterator[dict[str, Any]]]:
+        """A chunk and its rows, already on their way: the first has arrived."""
+        if not chunk:
+            return [], iter(())
+        rows = self._rows(subset, chunk)
+        first = next(rows)
+        return chunk, itertools.chain([first], rows)
 
     def _rows(self, subset: Subset, chunk: list[MicroBatch]) -> Iterator[dict[str, Any]]:
         """The samples of a chunk as rows, in order."""
@@ -65,6 +93,8 @@ class RayLoader:
             make, num_cpus=min(1.0, share), memory=_heap(self.cluster)
         )
         dataset.context.enable_progress_bars = False
+        # A chunk is bound to fit; a budget that holds finished samples back only keeps the execution spinning.
+        dataset.context.op_resource_reservation_enabled = False
         options = dataset.context.execution_options
         options.preserve_order = True
         options.resource_limits = ray.data.ExecutionResources(cpu=share)
