@@ -16,7 +16,7 @@ import numpy as np
 import ray
 
 from slidr.config import ClusterConfig
-from slidr.data.loading import Source, Subset, held_out_batches, train_plan
+from slidr.data.loading import LocalLoader, Source, Subset
 from slidr.data.plan import MicroBatch
 from slidr.data.samples import row_to_sample, sample_to_row
 
@@ -27,24 +27,12 @@ _CHUNK = 16
 _SAMPLE_BYTES = 1 << 30  # heap a loading task may need: six full-size images, a sweep, and their crops
 
 
-class RayLoader:
+class RayLoader(LocalLoader):
     """One training worker's batches, made by Ray Data tasks on the cluster's loader CPUs."""
 
     def __init__(self, source: Source, cluster: ClusterConfig, rank: int = 0, world_size: int = 1) -> None:
-        self.source = source
+        super().__init__(source, rank, world_size)
         self.cluster = cluster
-        self.plan = train_plan(source, rank, world_size)
-        self.steps_per_epoch = self.plan.steps_per_epoch
-        self._place = (rank, world_size)
-
-    def train(self, first_step: int, last_step: int) -> Iterator[Any]:
-        return self._load("train", self.plan.micro_batches(first_step, last_step))
-
-    def validation(self) -> Iterator[Any]:
-        return self.held_out("val")
-
-    def held_out(self, subset: Subset) -> Iterator[Any]:
-        return self._load(subset, held_out_batches(self.source, subset, *self._place))
 
     def _load(self, subset: Subset, batches: Iterable[MicroBatch]) -> Iterator[Any]:
         chunks = self._chunks(iter(batches))
