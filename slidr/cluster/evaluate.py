@@ -59,10 +59,14 @@ def evaluation_config(config: Config) -> Config:
     evaluated = replace(
         config,
         data=replace(
-            config.data, train_split=wanted.split, val_split=wanted.split, train_fraction=1.0, max_val_frames=None
+            config.data,
+            train_split=wanted.split,
+            val_split=wanted.split,
+            train_fraction=1.0,
+            max_val_frames=None,
+            val_batch_size=wanted.votes,  # a sweep's votes stay together
         ),
         student=replace(config.student, weights=None, freeze=False),
-        # A sweep's votes stay together; batches are dealt out whole.
         optim=replace(config.optim, max_steps=0, accumulate=1, batch_size=wanted.votes * max(1, workers)),
         evaluation=replace(wanted, checkpoint=path, submission=submission),
         cluster=replace(config.cluster, num_workers=workers),
