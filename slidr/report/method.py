@@ -50,7 +50,7 @@ def method_figure(
     _show(axes[1, 1], picture * 0.25, "4  student: the same, from the points alone")
     axes[1, 1].scatter(column, row, s=4, c=project(rows[batch.point_index[here]]), linewidths=0)
     cloud = batch.points[:, 1:].numpy()  # a point for every row of a voxel student
-    _show_above(axes[0, 2], cloud, "#c8c8c8", "the sweep from above: all that the student sees")
+    _show_above(axes[0, 2], cloud, "#c8c8c8", "the sweep from above")
     _show_above(axes[1, 2], cloud, project(rows), "5  student features of the whole sweep")
     figure.tight_layout()
     buffer = io.BytesIO()
