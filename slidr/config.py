@@ -397,7 +397,7 @@ def check(config: Config, source: str = "config") -> None:
     world = config.world
     for key in ("parametrize", "verify", "val", "keyframes"):
         require(getattr(world, key) >= 1, f"world.{key}", f"got {getattr(world, key)}, expected at least 1")
-    require(0 < world.scale <= 1, "world.scale", f"got {world.scale}, expected 0 < scale <= 1")
+    require(0.02 <= world.scale <= 1, "world.scale", f"got {world.scale}, expected 0.02 to 1")
     require(config.run.checkpoint_every >= 1, "run.checkpoint_every", "expected at least 1")
     require(config.run.keep_checkpoints >= 1, "run.keep_checkpoints", "expected at least 1")
     if problems:

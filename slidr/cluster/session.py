@@ -61,7 +61,8 @@ def start(
         warnings.simplefilter("ignore", FutureWarning)
         try:
             ray.init(address=address, **options)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except Exception as error:  # Ray raises the bare class where a machine is too slow to start a node in time
+            ray.shutdown()
             raise _unreachable(address, _first_line(error)) from error
     _quieten(level)
     return address == "local"
@@ -115,7 +116,9 @@ def _probe(address: str) -> None:
 
 def _unreachable(address: str, reason: str) -> ClusterError:
     if address == "local":
-        return ClusterError(f"no private Ray cluster could be started on this machine: {reason}")
+        return ClusterError(
+            f"no private Ray cluster could be started on this machine: {reason}; run again when it is less busy"
+        )
     return ClusterError(
         f"cluster.address: {address}: no Ray cluster answers ({reason}); start one with `ray start --head`, "
         "or set cluster.address: null for a private one on this machine"

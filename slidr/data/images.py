@@ -31,7 +31,7 @@ def decode_image(data: bytes, name: str) -> UInt8[np.ndarray, "H W 3"]:
 def read_label_map(path: str | os.PathLike[str]) -> UInt16[np.ndarray, "H W"]:
     """A superpixel map: a PNG of 8 or 16 bits. Raises `DataError` where it is missing or damaged."""
     name = os.fspath(path)
-    with _opened(storage.read_bytes(path), name) as image:
+    with _opened(storage.read_bytes(path), name, "make it again with `slidr superpixels CONFIG`") as image:
         if image.mode not in ("L", "I;16", "I;16B", "I"):
             raise DataError(f"{name}: expected one channel of 8 or 16 bits, got PNG mode {image.mode}")
         return np.array(image).astype(np.uint16)
@@ -76,11 +76,11 @@ def read_point_labels(path: str | os.PathLike[str], dtype: type[np.generic], poi
     return np.frombuffer(data, dtype).copy()
 
 
-def _opened(data: bytes, name: str) -> Image.Image:
+def _opened(data: bytes, name: str, mend: str = "copy the file again") -> Image.Image:
     """A decoded image, all its pixels read."""
     try:
         image = Image.open(io.BytesIO(data))
         image.load()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{name}: is no whole image ({error}); copy the file again") from error
+        raise DataError(f"{name}: is no whole image ({error}); {mend}") from error
     return image

@@ -111,7 +111,7 @@ def read(path: str) -> dict[str, Any]:
     try:
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises several unrelated types for a damaged archive
-        reason = str(error).splitlines()[0]
+        reason = type(error).__name__
         raise CheckpointError(f"{path}: not a readable checkpoint ({len(data)} bytes; {reason})") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         found = state.get("format") if isinstance(state, dict) else type(state).__name__

@@ -124,14 +124,15 @@ def test_a_run_interrupted_anywhere_ends_in_the_same_weights_and_losses(tmp_path
         assert metrics["lr"] == expected[step]["lr"]
 
 
+@pytest.mark.parametrize("kept", [0.0, 0.5])
 def test_a_damaged_newest_checkpoint_is_passed_over_with_a_warning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    kept: float, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     _, straight, _ = run(tmp_path / "straight")
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "broken", Numbers(stop=9))
     newest = sorted((tmp_path / "broken").glob("step-*.pt"))[-1]
-    newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
+    newest.write_bytes(newest.read_bytes()[: int(newest.stat().st_size * kept)])
     loader = Numbers()
     _, resumed, _ = run(tmp_path / "broken", loader)
     assert loader.served[0] == 6

@@ -159,7 +159,10 @@ def _claim(root: Path, world: World) -> None:
         return
     if root.exists() and any(not path.name.endswith(".part") for path in root.iterdir()):
         raise ConfigError(f"{root}: is not empty and holds no {PARAMETERS}; choose another folder")
-    root.mkdir(parents=True, exist_ok=True)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{root}: cannot be made ({error.strerror}); choose another folder") from error
     _write(path, (json.dumps(mine, indent=1) + "\n").encode())
 
 
