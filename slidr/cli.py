@@ -75,7 +75,7 @@ COMMANDS: dict[str, Command] = {
     "pretrain": Command("distil image features into a lidar network, on Ray Train", _pretrain),
     "finetune": Command("train a student on labelled sweeps, wholly or its last layer, on Ray Train", _finetune),
     "evaluate": Command("score a fine-tuned student on a split, per point: --checkpoint PATH", _evaluate),
-    "demo": Command("the whole way on a synthetic world, about ten minutes on two cores", _demo),
+    "demo": Command("the whole way on a synthetic world, minutes on two cores", _demo),
     "ui": Command("MLflow's page over the runs, on loopback, until interrupted", _ui),
 }
 _SYNTHESIZE = "write a synthetic street world as a nuScenes dataroot: slidr synthesize OUT [--scale 0.25 ...]"
