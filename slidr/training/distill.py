@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from slidr.config import Config, LossConfig
+from slidr.config import Config, ConfigError, LossConfig
 from slidr.losses import ImageFeatures, point_pixel_info_nce, superpixel_info_nce, superpixel_means
 from slidr.metrics import superpixel_retrieval
 from slidr.models.students import build_student, student_rows
@@ -93,6 +93,8 @@ class DistillTask:
     objective = ("val_loss", -1)
 
     def __init__(self, config: Config) -> None:
+        if "cross_entropy_lovasz" in config.loss.names:
+            raise ConfigError("loss.names: cross_entropy_lovasz needs labels; use it with `slidr finetune`")
         self.config = config
         self.distiller = build_distiller(config)
 
