@@ -1,21 +1,24 @@
-"""Sparse convolution by gather, one matrix product per kernel offset, and a segment sum.
+"""Sparse convolution and fused batch norm as differentiable functions.
 
 Forward:   out[o] = sum over pairs (i, o, k) of x[i] @ W[k]
 Backward:  dx[i] = sum of dout[o] @ W[k]^T;   dW[k] = sum of x[i]^T dout[o]
-Pairs lie offset after offset, so a gathered slice meets one W[k]; the products of an output row are then
-added by one segment sum that writes every row once, in a fixed order (no atomics: results repeat).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from slidr.sparse import gather
+from slidr.sparse.choice import Algorithm, choose
 from slidr.sparse.kernel_map import KernelMap
 
+Candidates = dict[Algorithm, Callable[[], Any]]
 NARROW = 8  # inputs with fewer channels take the dense-neighbourhood path: alone their products are too thin
 
 
@@ -40,31 +43,10 @@ def _narrow_conv(x: Tensor, weight: Tensor, kernel_map: KernelMap) -> Tensor:
     return neighbours @ weight.flatten(0, 1)
 
 
-def _segment_sum(products: Tensor, kernel_map: KernelMap) -> Tensor:
-    if kernel_map.num_pairs == 0:
-        return products.new_zeros(kernel_map.num_outputs, products.shape[1])
-    bags = kernel_map.bags
-    return torch.embedding_bag(products, bags.pair, bags.start, mode=0, include_last_offset=True)[0]
+def _triton() -> ModuleType:
+    from slidr.sparse import triton_kernels  # absent on most machines without a GPU
 
-
-class _Gather:
-    """Hands out the rows of `x` that each offset pairs, one offset at a time.
-
-    One small buffer serves all offsets, so that a block is still in cache when it is multiplied. An offset that pairs
-    every row with itself gets `x`, not a copy.
-    """
-
-    def __init__(self, x: Tensor, rows: Tensor, kernel_map: KernelMap) -> None:
-        self.x, self.rows, self.identity = x.contiguous(), rows, kernel_map.identity
-        most = max((n for k, n in enumerate(kernel_map.counts) if k != self.identity), default=0)
-        self.buffer = x.new_empty(most, x.shape[1])
-
-    def __call__(self, k: int, first: int, last: int) -> Tensor:
-        if k == self.identity:
-            return self.x
-        block = self.buffer[: last - first]
-        torch.index_select(self.x, 0, self.rows[first:last], out=block)
-        return block
+    return triton_kernels
 
 
 class _SparseConv(torch.autograd.Function):
@@ -72,11 +54,11 @@ class _SparseConv(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, kernel_map: KernelMap) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.kernel_map = kernel_map
-        x_of = _Gather(x, kernel_map.input_rows, kernel_map)
-        products = x.new_empty(kernel_map.num_pairs, weight.shape[2])
-        for k, first, last in kernel_map.slices:
-            torch.mm(x_of(k, first, last), weight[k], out=products[first:last])
-        return _segment_sum(products, kernel_map)
+        candidates: Candidates = {
+            "gather": lambda: gather.convolve(x, weight, kernel_map),
+            "triton": lambda: _triton().convolve(x, weight, kernel_map),
+        }
+        return candidates[choose("forward", x, weight, kernel_map, candidates)]()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -84,18 +66,19 @@ class _SparseConv(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         kernel_map: KernelMap = ctx.kernel_map
         x_wanted, weight_wanted, _ = ctx.needs_input_grad
-        grad_of = _Gather(grad, kernel_map.output_rows, kernel_map)
-        x_of = _Gather(x, kernel_map.input_rows, kernel_map) if weight_wanted else None
-        grad_weight = torch.zeros_like(weight) if weight_wanted else None
-        products = x.new_empty(kernel_map.num_pairs, weight.shape[1]) if x_wanted else None
-        for k, first, last in kernel_map.slices:
-            grad_block = grad_of(k, first, last)
-            if x_of is not None and grad_weight is not None:
-                torch.mm(x_of(k, first, last).t(), grad_block, out=grad_weight[k])
-            if products is not None:
-                torch.mm(grad_block, weight[k].t(), out=products[first:last])
-        grad_x = _segment_sum(products, kernel_map.transposed()) if products is not None else None
-        return grad_x, grad_weight, None
+        of_x: Candidates = {
+            "gather": lambda: gather.gradients(x, weight, grad, kernel_map, True, False)[0],
+            "triton": lambda: _triton().input_gradient(weight, grad, kernel_map),
+        }
+        of_weight: Candidates = {
+            "gather": lambda: gather.gradients(x, weight, grad, kernel_map, False, True)[1],
+            "triton": lambda: _triton().weight_gradient(x, weight, grad, kernel_map),
+        }
+        x_by = choose("input gradient", x, weight, kernel_map, of_x) if x_wanted else None
+        weight_by = choose("weight gradient", x, weight, kernel_map, of_weight) if weight_wanted else None
+        if x_by == weight_by == "gather":  # one gather for both
+            return *gather.gradients(x, weight, grad, kernel_map, True, True), None
+        return of_x[x_by]() if x_by else None, of_weight[weight_by]() if weight_by else None, None
 
 
 def norm_relu(

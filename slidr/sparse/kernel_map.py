@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Int64
@@ -42,6 +42,7 @@ class KernelMap:
     num_outputs: int
     identity: int | None = None
     _twin: list[KernelMap] = field(default_factory=list, repr=False, compare=False)
+    kept: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)  # other forms of this map, made once
 
     @property
     def num_pairs(self) -> int:

@@ -1,0 +1,107 @@
+"""Which algorithm computes a sparse convolution: gather or Triton, as measured on this device.
+
+Every device can gather. Triton's kernels run on CUDA from compute capability 8 on, where triton is installed; there
+the first call of every (direction, dtype, kernel, channels, size class) times both and keeps the faster one for the
+life of the process. SLIDR_SPARSE=gather or =triton forces one: a forced choice makes runs repeat bit for bit.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import logging
+import os
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from slidr.sparse.kernel_map import KernelMap
+
+Algorithm = Literal["gather", "triton"]
+Direction = Literal["forward", "input gradient", "weight gradient"]
+SWITCH = "SLIDR_SPARSE"
+_RUNS = 5
+
+_log = logging.getLogger(__name__)
+_fastest: dict[tuple, Algorithm] = {}
+
+
+def choose(
+    direction: Direction,
+    x: Tensor,
+    weight: Tensor,
+    kernel_map: KernelMap,
+    candidates: dict[Algorithm, Callable[[], object]],
+    measure: Callable[[Callable[[], object]], float] | None = None,
+) -> Algorithm:
+    """The algorithm to use; `candidates` run the computation at hand, `measure` (default: CUDA events) times them.
+
+    Raises `ValueError` where the environment forces an algorithm that does not exist or cannot run here.
+    """
+    forced = _forced(x)
+    if forced is not None:
+        return forced
+    if measure is None:
+        if not runs_triton(x, weight, kernel_map):
+            return "gather"
+        measure = _milliseconds
+    key = _class_of(direction, x, weight, kernel_map)
+    if key not in _fastest:
+        times = {name: measure(run) for name, run in candidates.items()}
+        _fastest[key] = min(times, key=times.__getitem__)
+        _log.debug("%s: %s", key, times)
+    return _fastest[key]
+
+
+def runs_triton(x: Tensor, weight: Tensor, kernel_map: KernelMap) -> bool:
+    """Whether the Triton kernels suit this convolution: a recent GPU, no float64, 32-bit indices within range."""
+    most = max(kernel_map.num_inputs, kernel_map.num_outputs) * max(weight.shape[1:])
+    return (
+        x.is_cuda
+        and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        and most < 2**31
+        and _has_triton()
+        and torch.cuda.get_device_capability(x.device) >= (8, 0)
+    )
+
+
+def _forced(x: Tensor) -> Algorithm | None:
+    value = os.environ.get(SWITCH)
+    if not value:
+        return None
+    if value not in get_args(Algorithm):
+        raise ValueError(f"{SWITCH}: got {value!r}, expected one of {list(get_args(Algorithm))}, or leave it unset")
+    if value == "triton" and not _has_triton():
+        raise ValueError(f"{SWITCH}=triton: triton is not installed; install it or leave {SWITCH} unset")
+    if value == "triton" and not x.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError(
+            f"{SWITCH}=triton: got tensors on {x.device}; Triton compiles for GPUs, leave {SWITCH} unset elsewhere"
+        )
+    return value  # type: ignore[return-value]
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def _class_of(direction: Direction, x: Tensor, weight: Tensor, kernel_map: KernelMap) -> tuple:
+    """What a measurement holds for: sizes count in powers of two."""
+    sizes = (kernel_map.num_pairs.bit_length(), kernel_map.num_outputs.bit_length())
+    return (direction, x.device, x.dtype, *weight.shape, *sizes)
+
+
+def _milliseconds(run: Callable[[], object]) -> float:
+    """The best of a few runs on the current stream, after one that compiles."""
+    run()
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    times = []
+    for _ in range(_RUNS):
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end))
+    return min(times)
