@@ -4,8 +4,9 @@
 
 Three arms: a student taught by the ImageNet teacher, one taught by the same network with random weights (what the
 contrast alone is worth), and random initialisation. Every seed has a world, a labelled scene, a pretraining and
-fine-tunings of its own. The learning rate of every arm and task is chosen on the `verify` scenes; the table is of the
-`val` scenes, which nothing else looks at. Finished runs are kept under --work, so the command can be interrupted.
+fine-tunings of its own. The learning rate of every arm and task is chosen on the `verify` scenes (the longer
+fine-tuning takes the shorter one's); the table is of the `val` scenes, which nothing else looks at. Everything trains
+in this process. Finished runs are kept under --work, so the command can be interrupted.
 
 Prints the table and writes results/label_efficiency.json.
 """
@@ -31,7 +32,7 @@ from slidr.cluster.pretrain import pretrain
 from slidr.config import Config, EvaluationConfig, LossConfig, load
 from slidr.data.labels import NUSCENES_CLASSES
 
-ARMS = {"ImageNet teacher": "imagenet", "random teacher": None, "no pretraining": ""}
+ARMS = {"ImageNet teacher": "imagenet", "no pretraining": "", "random teacher": None}
 BASELINE, CONTROL = "no pretraining", "random teacher"
 # 97.5 % quantiles of Student's t with n - 1 degrees of freedom, for n seeds.
 T_QUANTILE = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36}
@@ -43,7 +44,7 @@ class Protocol:
 
     name: str
     steps: int
-    rates: tuple[float, ...]
+    rates: tuple[float, ...]  # none: each arm's best of the protocol before
     probe: bool
 
 
@@ -53,7 +54,7 @@ def main() -> None:
     protocols = (
         Protocol(f"linear probe, all labels, {arguments.probe} steps", arguments.probe, (0.006, 0.02, 0.06), True),
         Protocol(f"1 scene, {arguments.short} steps", arguments.short, (0.002, 0.006, 0.02), False),
-        Protocol(f"1 scene, {arguments.long} steps", arguments.long, (0.002, 0.006, 0.02), False),
+        Protocol(f"1 scene, {arguments.long} steps", arguments.long, (), False),
     )
     runs: list[dict[str, Any]] = []
     for seed in arguments.seeds:
@@ -61,7 +62,8 @@ def main() -> None:
         for arm, teacher in ARMS.items():
             student = None if arm == BASELINE else pretrained(base, arm, teacher, arguments.pretraining)
             for protocol in protocols:
-                row = judged(base, arm, student, protocol)
+                rates = protocol.rates or (runs[-1]["lr"],)
+                row = judged(base, arm, student, replace(protocol, rates=rates))
                 runs.append({"seed": seed, "arm": arm, "protocol": protocol.name, **row})
                 print(f"seed {seed}  {protocol.name}  {arm}: {row['miou']:.1f} mIoU at lr {row['lr']}", flush=True)
     summary = [summarised(runs, protocol) for protocol in protocols]
@@ -105,6 +107,7 @@ def prepare(arguments: argparse.Namespace, seed: int) -> Config:
         superpixels=replace(config.superpixels, folder=str(folder / "superpixels")),
         world=replace(config.world, seed=seed, val=arguments.val_scenes),
         run=replace(config.run, folder=str(folder / "runs"), seed=seed, resume=True),
+        cluster=replace(config.cluster, num_workers=0),
     )
     stages.make_world(config.data.root, config.world, workers=arguments.threads)
     if not Path(config.data.frames).exists():
@@ -154,7 +157,6 @@ def downstream(base: Config, arm: str, student: str | None, protocol: Protocol, 
         loss=LossConfig(names=("cross_entropy_lovasz",)),
         optim=replace(base.optim, lr=lr, epochs=epochs(base, scenes, protocol.steps), max_steps=protocol.steps),
         run=replace(base.run, name=f"{kind}-{arm.replace(' ', '-')}-{protocol.steps}-{lr:g}", keep_checkpoints=1),
-        cluster=replace(base.cluster, num_workers=0),
     )
 
 
