@@ -19,33 +19,19 @@ import math
 import os
 import platform
 import statistics
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from slidr import stages
-from slidr.cluster.evaluate import evaluate
-from slidr.cluster.finetune import finetune
 from slidr.cluster.pretrain import pretrain
-from slidr.config import Config, EvaluationConfig, LossConfig, load
-from slidr.data.labels import NUSCENES_CLASSES
+from slidr.config import Config, load
+from slidr.label_efficiency import Protocol, gain, judged
 
 ARMS = {"ImageNet teacher": "imagenet", "no pretraining": "", "random teacher": None}
 BASELINE, CONTROL = "no pretraining", "random teacher"
-# 97.5 % quantiles of Student's t with n - 1 degrees of freedom, for n seeds.
-T_QUANTILE = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36}
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """A way to judge a student: which labels, which layers, how long, and the rates to choose from."""
-
-    name: str
-    steps: int
-    rates: tuple[float, ...]  # none: each arm's best of the protocol before
-    probe: bool
 
 
 def main() -> None:
@@ -121,53 +107,15 @@ def pretrained(base: Config, arm: str, teacher: str | None, steps: int) -> str:
     config = replace(
         base,
         teacher=replace(base.teacher, weights=teacher),
-        optim=replace(base.optim, epochs=epochs(base, base.world.parametrize, steps), max_steps=steps),
+        optim=replace(base.optim, epochs=epochs(base, steps), max_steps=steps),
         run=replace(base.run, name=f"pretrain-{arm.replace(' ', '-')}-{steps}"),
     )
     return pretrain(config)["student"]
 
 
-def judged(base: Config, arm: str, student: str | None, protocol: Protocol) -> dict[str, Any]:
-    """The protocol at every rate; the scores on `val` of the rate that is best on `verify`."""
-    tried: dict[float, tuple[float, Config, str]] = {}
-    for lr in protocol.rates:
-        config = downstream(base, arm, student, protocol, lr)
-        path = finetune(config, progress=False)["student"]
-        tried[lr] = (scored(config, path, "verify")["miou"], config, path)
-    best = max(tried, key=lambda lr: tried[lr][0])
-    _, config, path = tried[best]
-    scores = scored(config, path, "val")
-    return {
-        "lr": best,
-        "miou": 100 * scores["miou"],
-        "interval_95_over_frames": [100 * bound for bound in scores["miou_interval_95"]],
-        "absent": scores["absent"],
-        "verify_miou_of_lr": {str(lr): 100 * miou for lr, (miou, _, _) in tried.items()},
-    }
-
-
-def downstream(base: Config, arm: str, student: str | None, protocol: Protocol, lr: float) -> Config:
-    """The config of one fine-tuning or probe: every label, or the first scene's."""
-    scenes = base.world.parametrize if protocol.probe else 1
-    kind = "probe" if protocol.probe else "scene"
-    return replace(
-        base,
-        data=replace(base.data, train_fraction=scenes / base.world.parametrize, max_val_frames=1),
-        student=replace(base.student, weights=student, out_channels=len(NUSCENES_CLASSES), freeze=protocol.probe),
-        loss=LossConfig(names=("cross_entropy_lovasz",)),
-        optim=replace(base.optim, lr=lr, epochs=epochs(base, scenes, protocol.steps), max_steps=protocol.steps),
-        run=replace(base.run, name=f"{kind}-{arm.replace(' ', '-')}-{protocol.steps}-{lr:g}", keep_checkpoints=1),
-    )
-
-
-def epochs(base: Config, scenes: int, steps: int) -> int:
-    """As many epochs of so many scenes as hold the steps."""
-    return math.ceil(steps / max(1, scenes * base.world.keyframes // base.optim.batch_size))
-
-
-def scored(config: Config, student: str, split: Any) -> dict[str, Any]:
-    wanted = EvaluationConfig(checkpoint=student, split=split)
-    return evaluate(replace(config, evaluation=wanted))["evaluation"]
+def epochs(base: Config, steps: int) -> int:
+    """As many epochs as hold the steps."""
+    return math.ceil(steps / (base.world.parametrize * base.world.keyframes // base.optim.batch_size))
 
 
 def summarised(runs: list[dict[str, Any]], protocol: Protocol) -> dict[str, Any]:
@@ -177,18 +125,9 @@ def summarised(runs: list[dict[str, Any]], protocol: Protocol) -> dict[str, Any]
     }
     rows = {}
     for arm, values in by_arm.items():
-        gains = [value - own for value, own in zip(values, by_arm[BASELINE], strict=True)]
-        rows[arm] = {"miou": values, "mean": statistics.mean(values), "gain": gains, **interval(gains)}
-    over_control = [a - b for a, b in zip(by_arm["ImageNet teacher"], by_arm[CONTROL], strict=True)]
-    return {"protocol": protocol.name, "arms": rows, "over_random_teacher": interval(over_control)}
-
-
-def interval(values: list[float]) -> dict[str, Any]:
-    """Mean of paired differences over the seeds and the half width of its 95 % interval (Student's t)."""
-    mean, count = statistics.mean(values), len(values)
-    if count not in T_QUANTILE:
-        return {"mean_gain": mean, "half_width_95": None}
-    return {"mean_gain": mean, "half_width_95": T_QUANTILE[count] * statistics.stdev(values) / math.sqrt(count)}
+        rows[arm] = {"miou": values, "mean": statistics.mean(values), **gain(values, by_arm[BASELINE])}
+    over_control = gain(by_arm["ImageNet teacher"], by_arm[CONTROL])
+    return {"protocol": protocol.name, "arms": rows, "over_random_teacher": over_control}
 
 
 def table(summary: list[dict[str, Any]]) -> str:
@@ -200,9 +139,9 @@ def table(summary: list[dict[str, Any]]) -> str:
         for arm, row in entry["arms"].items():
             each = " / ".join(f"{value:.1f}" for value in row["miou"])
             width = row["half_width_95"]
-            gain = f"{row['mean_gain']:+.1f}" + ("" if width is None else f" ± {width:.1f}")
-            gain = "" if arm == BASELINE else gain
-            lines.append(f"| {entry['protocol']} | {arm} | {each} | {row['mean']:.1f} | {gain} |")
+            more = f"{row['mean_gain']:+.1f}" + ("" if width is None else f" ± {width:.1f}")
+            more = "" if arm == BASELINE else more
+            lines.append(f"| {entry['protocol']} | {arm} | {each} | {row['mean']:.1f} | {more} |")
     return "\n".join(lines)
 
 

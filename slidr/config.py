@@ -199,6 +199,17 @@ class WorldConfig:
 
 
 @dataclass(frozen=True)
+class DemoConfig:
+    """The demo's last stage: what the student is worth with few labels (see `slidr.label_efficiency`)."""
+
+    seeds: tuple[int, ...] = (0, 1)  # of the fine-tunings; two at least show a spread
+    probe_steps: int = 60
+    probe_lr: float = 0.02
+    scene_steps: int = 60  # of fine-tuning with the labels of one scene
+    scene_lr: float = 0.006
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything a stage may need. Every stage reads the sections it uses."""
 
@@ -213,6 +224,7 @@ class Config:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     world: WorldConfig = field(default_factory=WorldConfig)
+    demo: DemoConfig = field(default_factory=DemoConfig)
 
 
 def decode(raw: dict[str, Any], source: str = "config") -> Config:
@@ -398,6 +410,13 @@ def check(config: Config, source: str = "config") -> None:
     for key in ("parametrize", "verify", "val", "keyframes"):
         require(getattr(world, key) >= 1, f"world.{key}", f"got {getattr(world, key)}, expected at least 1")
     require(0.02 <= world.scale <= 1, "world.scale", f"got {world.scale}, expected 0.02 to 1")
+    demo = config.demo
+    require(len(set(demo.seeds)) == len(demo.seeds) >= 1, "demo.seeds", f"got {demo.seeds}, expected distinct seeds")
+    require(min(demo.seeds, default=0) >= 0, "demo.seeds", f"got {demo.seeds}, expected at least 0")
+    for key in ("probe_steps", "scene_steps"):
+        require(getattr(demo, key) >= 1, f"demo.{key}", f"got {getattr(demo, key)}, expected at least 1")
+    for key in ("probe_lr", "scene_lr"):
+        require(getattr(demo, key) > 0, f"demo.{key}", f"got {getattr(demo, key)}, expected a positive number")
     require(config.run.checkpoint_every >= 1, "run.checkpoint_every", "expected at least 1")
     require(config.run.keep_checkpoints >= 1, "run.keep_checkpoints", "expected at least 1")
     if problems:

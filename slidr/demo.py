@@ -11,15 +11,22 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
-from slidr.config import Config, fingerprint
+from rich.progress import MofNCompleteColumn, Progress
+from rich.table import Table
+
+from slidr.config import Config, TrackingConfig, fingerprint
 from slidr.data import storage
 from slidr.data.frames import FrameTable
+from slidr.label_efficiency import Protocol, judged
 from slidr.stages import console, make_frames, make_superpixels, make_world, run_pretraining
+from slidr.tracking import tracking_uri
 from slidr.training.runs import folder_of
 
-_STAGES = 4
+_STAGES = 5
+_ARMS = ("pretrained", "random init")
 
 
 def run_demo(config: Config) -> dict[str, Any]:
@@ -52,11 +59,16 @@ def run_demo(config: Config) -> dict[str, Any]:
     result = run_pretraining(replace(config, run=replace(config.run, resume=True)))
     seconds["pretrain"] = time.time() - started
 
+    started = _announce(5, "what it is worth with few labels, on scenes that nothing has seen")
+    worth = few_labels(config, result["student"])
+    seconds["few_labels"] = time.time() - started
+
     outcome = {
         "retrieval": result["retrieval"],
         "retrieval_untrained": result["retrieval_untrained"],
         "val_loss": result["val_loss"],
         "steps": result["steps"],
+        "few_labels": worth,
         "frames": len(FrameTable.open(config.data.frames)),
         "superpixel_maps": report.computed + report.skipped,
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
@@ -73,6 +85,51 @@ def run_demo(config: Config) -> dict[str, Any]:
         f"next        docs/first-run.md: the same on a real nuScenes keyframe, then on all of nuScenes"
     )
     return outcome
+
+
+def few_labels(config: Config, student: str) -> list[dict[str, Any]]:
+    """A linear probe and one-scene fine-tuning of the student and of random weights, with every seed of the config.
+
+    One entry a protocol: mIoU in per cent on the `val` scenes of each arm and seed. Shows them as a table.
+    """
+    demo = config.demo
+    protocols = (
+        Protocol(f"linear probe, {demo.probe_steps} steps", demo.probe_steps, (demo.probe_lr,), probe=True),
+        Protocol(f"fine-tuning on 1 scene, {demo.scene_steps} steps", demo.scene_steps, (demo.scene_lr,), probe=False),
+    )
+    jobs = [(protocol, arm, seed) for protocol in protocols for seed in demo.seeds for arm in _ARMS]
+    rows: dict[str, dict[str, Any]] = {
+        each.name: {"protocol": each.name, "steps": each.steps, **{arm: [] for arm in _ARMS}} for each in protocols
+    }
+    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console, transient=True) as bar:
+        task = bar.add_task("", total=len(jobs))
+        for protocol, arm, seed in jobs:
+            bar.update(task, description=f"{protocol.name}, {arm}, seed {seed}")
+            folder = folder_of(config).file(f"few_labels/seed-{seed}")
+            base = replace(config, run=replace(config.run, folder=folder, seed=seed), tracking=_tracking(config))
+            weights = student if arm == "pretrained" else None
+            score = judged(base, arm, weights, protocol)["miou"]
+            rows[protocol.name][arm].append(score)
+            bar.advance(task)
+            if not console.is_terminal:
+                console.print(f"{protocol.name}, {arm}, seed {seed}: {score:.1f} mIoU")
+    table = Table("mIoU on held-out scenes", title_justify="left")
+    for arm in _ARMS:
+        table.add_column(arm, justify="right")
+    for name, row in rows.items():
+        table.add_row(name, *(_mean_and_spread(row[arm]) for arm in _ARMS))
+    console.print(table)
+    return list(rows.values())
+
+
+def _mean_and_spread(values: list[float]) -> str:
+    """Mean ± half the range over the seeds."""
+    return f"{mean(values):.1f} ± {(max(values) - min(values)) / 2:.1f}"
+
+
+def _tracking(config: Config) -> TrackingConfig:
+    """The demo's own store, wherever its runs' folders lie."""
+    return replace(config.tracking, uri=tracking_uri(config))
 
 
 def _announce(number: int, what: str) -> float:

@@ -20,7 +20,7 @@ LEVELS: list[set[str]] = [
     {"report"},
     {"tracking"},
     {"cluster"},
-    {"stages"},
+    {"stages", "label_efficiency"},
     {"demo"},
     {"cli"},
 ]

@@ -14,9 +14,10 @@ from slidr.cli import override
 from slidr.config import Config, ConfigError, decode, dump, fingerprint, load, parse, public_dict, to_dict
 
 # What the files of a kind need not name, as their commands do not read it.
-_PRETRAINING_UNREAD = ("world.", "evaluation.", "optim.head_lr", "student.freeze", "loss.class_weights")
+_PRETRAINING_UNREAD = ("world.", "demo.", "evaluation.", "optim.head_lr", "student.freeze", "loss.class_weights")
 _DOWNSTREAM_UNREAD = (
     "world.",
+    "demo.",
     "superpixels.",
     "teacher.",
     "data.cameras",
@@ -34,7 +35,7 @@ _DOWNSTREAM_UNREAD = (
     "cluster.superpixel_cpus",
 )
 UNREAD = {
-    "demo": tuple(key for key in _PRETRAINING_UNREAD if key != "world."),
+    "demo": tuple(key for key in _PRETRAINING_UNREAD if key not in ("world.", "demo.")),
     "finetune": _DOWNSTREAM_UNREAD,
     "probe": _DOWNSTREAM_UNREAD,
 }

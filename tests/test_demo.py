@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from slidr.config import Config, VoxelConfig, WorldConfig, load
+from slidr.config import Config, DemoConfig, VoxelConfig, WorldConfig, load
 from slidr.demo import run_demo
 
 ROOT = Path(__file__).parents[1]
@@ -35,6 +35,7 @@ def tiny(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Config:
         run=replace(config.run, folder=str(folder / "runs"), score_frames=1),
         cluster=replace(config.cluster, num_workers=0),
         world=WorldConfig(parametrize=1, verify=1, val=1, keyframes=2, scale=0.1),
+        demo=DemoConfig(seeds=(0, 3), probe_steps=1, scene_steps=1),
     )
 
 
@@ -50,6 +51,14 @@ def test_scores_and_counts_are_written(tiny: Config, first: dict[str, Any]) -> N
     assert first["superpixel_maps"] == 2 * 2 * 6  # the scenes that are trained and validated on
     assert first["steps"] == 2
     assert Path(tiny.run.folder, "demo", "method.png").stat().st_size > 10_000
+
+
+def test_the_last_stage_scores_every_arm_with_every_seed(tiny: Config, first: dict[str, Any]) -> None:
+    assert [row["steps"] for row in first["few_labels"]] == [1, 1]
+    for row in first["few_labels"]:
+        assert len(row["pretrained"]) == len(row["random init"]) == 2
+        assert row["pretrained"] != row["random init"]  # another start, another network
+        assert all(0 <= score <= 100 for score in row["pretrained"] + row["random init"])
 
 
 def test_a_second_run_skips_what_is_done_and_says_so(

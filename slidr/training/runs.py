@@ -17,6 +17,7 @@ from typing import Any
 from slidr.config import (
     ClusterConfig,
     Config,
+    DemoConfig,
     EvaluationConfig,
     RunConfig,
     TrackingConfig,
@@ -88,6 +89,7 @@ def identity(config: Config) -> str:
             cluster=cluster,
             tracking=TrackingConfig(),
             world=WorldConfig(),
+            demo=DemoConfig(),
             evaluation=EvaluationConfig(),
         )
     )

@@ -1,0 +1,94 @@
+"""What pretraining is worth with few labels: a linear probe and one-scene fine-tuning, on scenes held out of both.
+
+The demo's last stage and `benchmarks/label_efficiency.py` judge students by the same functions.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from slidr.cluster.evaluate import evaluate
+from slidr.cluster.finetune import finetune
+from slidr.config import Config, EvaluationConfig, LossConfig, SplitName
+from slidr.data.labels import CLASSES
+from slidr.data.loading import subset_frames
+
+# 97.5 % quantiles of Student's t with n - 1 degrees of freedom, for n seeds.
+_T_QUANTILE = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36}
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A way to judge a student: which layers and labels train, for how many steps, at which rates."""
+
+    name: str
+    steps: int
+    rates: tuple[float, ...]  # the best one on `verify` is taken
+    probe: bool  # true: the last layer alone, with every label; false: all layers, with one scene's labels
+
+
+def judged(base: Config, arm: str, student: str | None, protocol: Protocol, progress: bool = False) -> dict[str, Any]:
+    """The scores on `val` of a student (None: random weights) after the protocol, at the rate best on `verify`.
+
+    Nothing but the last scoring looks at `val`. The runs' folders, in `base.run.folder`, are named by `arm`, protocol
+    and rate; finished ones are not repeated.
+    """
+    trained: dict[float, tuple[Config, str]] = {}
+    for rate in protocol.rates:
+        config = downstream_config(base, arm, student, protocol, rate)
+        trained[rate] = config, finetune(config, progress)["student"]
+    verify = {rate: _scores(*run, "verify")["miou"] for rate, run in trained.items() if len(trained) > 1}
+    best = max(verify, key=lambda rate: verify[rate], default=protocol.rates[0])
+    scores = _scores(*trained[best], "val")
+    return {
+        "lr": best,
+        "miou": 100 * scores["miou"],
+        "interval_95_over_frames": [100 * bound for bound in scores["miou_interval_95"]],
+        "absent": scores["absent"],
+        "verify_miou_of_lr": {str(rate): 100 * miou for rate, miou in verify.items()},
+    }
+
+
+def downstream_config(base: Config, arm: str, student: str | None, protocol: Protocol, rate: float) -> Config:
+    """The config of one fine-tuning or probe, in the calling process; `base` pretrains on the same frames."""
+    scenes = len(subset_frames(base, "train").scenes)
+    labelled = scenes if protocol.probe else 1
+    frames = len(subset_frames(base, "train")) * labelled // scenes
+    kind = "probe" if protocol.probe else "scene"
+    name = f"{kind}-{arm.replace(' ', '-')}-{protocol.steps}-{rate:g}"
+    return replace(
+        base,
+        data=replace(base.data, train_fraction=labelled / scenes, max_val_frames=1),
+        student=replace(
+            base.student, weights=student, out_channels=len(CLASSES[base.data.dataset]), freeze=protocol.probe
+        ),
+        loss=LossConfig(names=("cross_entropy_lovasz",)),
+        optim=replace(
+            base.optim,
+            lr=rate,
+            epochs=math.ceil(protocol.steps / max(1, frames // base.optim.batch_size)),
+            max_steps=protocol.steps,
+        ),
+        run=replace(base.run, name=name, keep_checkpoints=1, resume=True),
+        cluster=replace(base.cluster, num_workers=0),
+    )
+
+
+def gain(values: Sequence[float], baseline: Sequence[float]) -> dict[str, Any]:
+    """Mean over the seeds of paired differences, and the half width of its 95 % interval (Student's t).
+
+    The interval of a single seed, or of more than 8, is None.
+    """
+    gains = [value - own for value, own in zip(values, baseline, strict=True)]
+    quantile = _T_QUANTILE.get(len(gains))
+    width = None if quantile is None else quantile * statistics.stdev(gains) / math.sqrt(len(gains))
+    return {"gain": gains, "mean_gain": statistics.mean(gains), "half_width_95": width}
+
+
+def _scores(config: Config, student: str, split: SplitName) -> dict[str, Any]:
+    wanted = EvaluationConfig(checkpoint=student, split=split)
+    return evaluate(replace(config, evaluation=wanted))["evaluation"]
