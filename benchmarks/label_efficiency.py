@@ -2,8 +2,8 @@
 
     python benchmarks/label_efficiency.py [--seeds 0 1 2] [--pretraining 400] [--short 150] [--long 400]
 
-Three arms: a student taught by the ImageNet teacher, one taught by the same network with random weights (what the
-contrast alone is worth), and random initialisation. Every seed has a world, a labelled scene, a pretraining and
+Three arms: a student taught by the ImageNet teacher, random initialisation, and, for the probe alone, a student taught
+by the same network with random weights (what the contrast alone is worth). Every seed has a world, a labelled scene, a pretraining and
 fine-tunings of its own. The learning rate of every arm and task is chosen on the `verify` scenes (the longer
 fine-tuning takes the shorter one's); the table is of the `val` scenes, which nothing else looks at. Everything trains
 in this process. Finished runs are kept under --work, so the command can be interrupted.
@@ -48,6 +48,8 @@ def main() -> None:
         for arm, teacher in ARMS.items():
             student = None if arm == BASELINE else pretrained(base, arm, teacher, arguments.pretraining)
             for protocol in protocols:
+                if arm == CONTROL and not protocol.probe:
+                    continue
                 rates = protocol.rates or (runs[-1]["lr"],)
                 row = judged(base, arm, student, replace(protocol, rates=rates))
                 runs.append({"seed": seed, "arm": arm, "protocol": protocol.name, **row})
@@ -123,11 +125,13 @@ def summarised(runs: list[dict[str, Any]], protocol: Protocol) -> dict[str, Any]
     by_arm = {
         arm: [run["miou"] for run in runs if (run["arm"], run["protocol"]) == (arm, protocol.name)] for arm in ARMS
     }
-    rows = {}
-    for arm, values in by_arm.items():
-        rows[arm] = {"miou": values, "mean": statistics.mean(values), **gain(values, by_arm[BASELINE])}
-    over_control = gain(by_arm["ImageNet teacher"], by_arm[CONTROL])
-    return {"protocol": protocol.name, "arms": rows, "over_random_teacher": over_control}
+    rows = {
+        arm: {"miou": values, "mean": statistics.mean(values), **gain(values, by_arm[BASELINE])}
+        for arm, values in by_arm.items()
+        if values
+    }
+    control = {"over_random_teacher": gain(by_arm["ImageNet teacher"], by_arm[CONTROL])} if by_arm[CONTROL] else {}
+    return {"protocol": protocol.name, "arms": rows, **control}
 
 
 def table(summary: list[dict[str, Any]]) -> str:

@@ -144,7 +144,8 @@ def _run(name: str, rest: list[str]) -> int:
     command = COMMANDS[name]
     if not rest or rest[0].startswith("-"):
         asked = bool(rest) and rest[0] in ("-h", "--help")
-        text = f"slidr {name}: {command.help}\n\nusage: slidr {name} CONFIG [--section.key value ...]\n"
+        more = " --checkpoint PATH" if name == "evaluate" else ""
+        text = f"slidr {name}: {command.help}\n\nusage: slidr {name} CONFIG{more} [--section.key value ...]\n"
         print(
             text + f"`slidr {name} CONFIG --help` lists the keys with their values in CONFIG.",
             file=sys.stdout if asked else sys.stderr,
@@ -190,10 +191,11 @@ def _from_yaml_spelling(arguments: list[str]) -> list[str]:
 def _synthesize(rest: list[str]) -> int:
     from slidr.stages import make_world
 
-    if not rest or rest[0].startswith("-"):
-        asked = bool(rest) and rest[0] in ("-h", "--help")
-        print(f"slidr synthesize: {_SYNTHESIZE}", file=sys.stdout if asked else sys.stderr)
-        return 0 if asked else 2
+    if rest and rest[0] in ("-h", "--help"):
+        rest = ["OUT", "--help"]
+    elif not rest or rest[0].startswith("-"):
+        print(f"slidr synthesize: {_SYNTHESIZE}", file=sys.stderr)
+        return 2
     out, *options = rest
     world = tyro.cli(
         WorldConfig,
@@ -209,10 +211,11 @@ def _synthesize(rest: list[str]) -> int:
 def _export(rest: list[str]) -> int:
     from slidr.stages import export_student
 
-    if not rest or rest[0].startswith("-"):
-        asked = bool(rest) and rest[0] in ("-h", "--help")
-        print(f"slidr export: {_EXPORT}", file=sys.stdout if asked else sys.stderr)
-        return 0 if asked else 2
+    if rest and rest[0] in ("-h", "--help"):
+        rest = ["CHECKPOINT", "--help"]
+    elif not rest or rest[0].startswith("-"):
+        print(f"slidr export: {_EXPORT}", file=sys.stderr)
+        return 2
     checkpoint, *words = rest
     prog = f"slidr export {checkpoint}"
     options = tyro.cli(ExportOptions, args=words, prog=prog, description=_EXPORT)

@@ -265,7 +265,8 @@ def parse(text: str, source: str = "config") -> Config:
     except yaml.YAMLError as error:
         raise ConfigError(f"{source}: is not YAML: {error}") from None
     if not isinstance(raw, dict):
-        raise ConfigError(f"{source}: expected a mapping of sections, got {type(raw).__name__}")
+        found = "nothing: the file is empty" if raw is None else type(raw).__name__
+        raise ConfigError(f"{source}: expected a mapping of sections such as data: and optim:, got {found}")
     return decode(raw, source)
 
 

@@ -52,9 +52,9 @@ def make_superpixels(config: Config) -> SuperpixelReport:
     report = compute_superpixels(frames, config.data, config.superpixels, config.cluster)
     console.print(f"superpixels: {report.computed} computed, {report.skipped} there already -> {report.folder}")
     if report.failed:
-        lines = "\n".join(f"  {path}: {reason}" for path, reason in report.failed)
+        lines = "\n".join(f"  {reason if path in reason else f'{path}: {reason}'}" for path, reason in report.failed)
         raise StageError(
-            f"superpixels: {len(report.failed)} images could not be read; mend or replace them and run the "
+            f"{len(report.failed)} images could not be read; mend or replace them and run the "
             f"same command again, which does only what is missing:\n{lines}"
         )
     return report

@@ -23,12 +23,32 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("name", list(COMMANDS))
 def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([name, "--help"]) == 0
-    assert f"usage: slidr {name} CONFIG" in capsys.readouterr().out
+    usage_line = f"usage: slidr {name} CONFIG" + (" --checkpoint PATH" if name == "evaluate" else "")
+    assert usage_line in capsys.readouterr().out
     assert main([name]) == 2
     with pytest.raises(SystemExit) as ended:
         main([name, str(DEMO), "--help"])
     assert ended.value.code == 0
     assert "--optim.lr" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "option"), [("synthesize", "--scale"), ("synthesize", "--keyframes"), ("export", "--format")]
+)
+def test_commands_without_a_config_list_their_options(
+    name: str, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([name, "--help"])
+    assert ended.value.code == 0
+    assert option in capsys.readouterr().out
+    assert main([name]) == 2
+
+
+def test_an_empty_config_is_called_empty(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty.yaml").write_text("# nothing yet\n")
+    assert main(["frames", str(tmp_path / "empty.yaml")]) == 1
+    assert "the file is empty" in capsys.readouterr().err
 
 
 def test_an_unknown_command_or_option_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:

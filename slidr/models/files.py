@@ -50,8 +50,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if wanted is None:
-            raise _unreadable(path, error) from None
+        if wanted is None:  # torch's own message would advise to open the file unsafely
+            raise _unreadable(path, "is no checkpoint of torch") from None
         raise WeightsError(
             f"{path}: refused: loading it would run {wanted[1]}, and a file that runs code can do anything. "
             f"If you trust its origin, keep only its tensors, in an environment that has that class:\n"
@@ -59,7 +59,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f'    torch.save(c.get("state_dict", c), "tensors-only.pt")'
         ) from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError) as error:
-        raise _unreadable(path, error) from None
+        raise _unreadable(path, str(error).split("\n")[0] or type(error).__name__) from None
     if not isinstance(checkpoint, Mapping):
         raise WeightsError(f"{path}: expected a mapping of names, got {type(checkpoint).__name__}")
     return dict(checkpoint)
@@ -106,7 +106,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
             metadata = {key: _parsed(value) for key, value in (file.metadata() or {}).items()}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise _unreadable(path, error) from None
+        raise _unreadable(path, str(error).split("\n")[0] or type(error).__name__) from None
     return {**metadata, "state_dict": state}
 
 
@@ -117,8 +117,7 @@ def _parsed(text: str) -> Any:
         return text
 
 
-def _unreadable(path: Path, error: Exception) -> WeightsError:
-    reason = str(error).split("\n")[0] or type(error).__name__
+def _unreadable(path: Path, reason: str) -> WeightsError:
     return WeightsError(
         f"{path}: not a whole checkpoint ({path.stat().st_size} bytes): {reason}; it may be cut off or of "
         f"another kind: fetch it again"
