@@ -3,10 +3,10 @@
     python benchmarks/label_efficiency.py [--seeds 0 1 2] [--pretraining 400] [--short 150] [--long 400]
 
 Three arms: a student taught by the ImageNet teacher, random initialisation, and, for the probe alone, a student taught
-by the same network with random weights (what the contrast alone is worth). Every seed has a world, a labelled scene, a pretraining and
-fine-tunings of its own. The learning rate of every arm and task is chosen on the `verify` scenes (the longer
-fine-tuning takes the shorter one's); the table is of the `val` scenes, which nothing else looks at. Everything trains
-in this process. Finished runs are kept under --work, so the command can be interrupted.
+by the same network with random weights (what the contrast alone is worth). Every seed has a world, a labelled scene, a
+pretraining and fine-tunings of its own. The learning rate of every arm and task is chosen on the `verify` scenes (the
+longer fine-tuning takes the shorter one's); the table is of the `val` scenes, which nothing else looks at. Everything
+trains in this process. Finished runs are kept under --work, so the command can be interrupted.
 
 Prints the table and writes results/label_efficiency.json.
 """
