@@ -7,7 +7,7 @@ PYTHON := $(shell for p in python3.11 python3.12 python3; do \
 
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test lint install lock clean
+.PHONY: demo test lint install lock container-check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/slidr demo configs/demo.yaml
@@ -36,6 +36,10 @@ lock:
 	{ sed -n '/^#/p' requirements.lock; build/lock/bin/pip freeze --exclude slidr \
 	  | sed 's/^torch==.*/torch==2.13.0/'; } > build/requirements.lock
 	mv build/requirements.lock requirements.lock && rm -rf build/lock
+
+# The Dockerfile's steps without docker, in a scratch folder and a virtual environment of its own: minutes.
+container-check:
+	$(PYTHON) tools/container_steps.py
 
 # Only what can be made again for nothing: no data set, no superpixels, no other run.
 clean:

@@ -177,6 +177,7 @@ class ClusterConfig:
     local_cpus: int | None = None  # CPUs that a cluster started here claims to have; null: this machine's
     superpixel_cpus: int | None = None  # CPUs for `slidr superpixels`; null: all
     max_failures: int = 0  # worker-group restarts before a run is given up
+    scale_up_s: float = 0.0  # seconds that training waits for an autoscaler to bring nodes; 0: refuse what has no room
 
 
 @dataclass(frozen=True)
@@ -386,6 +387,7 @@ def check(config: Config, source: str = "config") -> None:
         value = getattr(cluster, key)
         require(value is None or value >= 1, f"cluster.{key}", "expected at least 1")
     require(cluster.max_failures >= 0, "cluster.max_failures", "expected at least 0")
+    require(0 <= cluster.scale_up_s < float("inf"), "cluster.scale_up_s", "expected seconds, at least 0")
     require(optim.head_lr is None or optim.head_lr > 0, "optim.head_lr", "expected a positive number or null")
     require(optim.epochs >= 1, "optim.epochs", "expected at least 1")
     require(optim.batch_size >= 1, "optim.batch_size", "expected at least 1")

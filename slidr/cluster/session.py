@@ -10,6 +10,7 @@ import os
 import secrets
 import socket
 import warnings
+from dataclasses import dataclass
 from typing import Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry
@@ -18,6 +19,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # CPU tasks le
 import ray
 import ray.data
 from ray._private import ray_constants
+from ray.autoscaler.sdk import request_resources
 
 from slidr.config import ClusterConfig
 
@@ -27,6 +29,15 @@ OBJECT_STORE_BYTES = 1 << 30  # of a private cluster; by default Ray takes 30 % 
 
 class ClusterError(RuntimeError):
     """A Ray cluster that cannot be reached, or that is too small for what is asked of it."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """What one machine of a cluster has."""
+
+    cpus: int
+    gpus: int = 0
+    memory: int = 0  # bytes that Ray hands out to tasks
 
 
 def start(
@@ -78,14 +89,15 @@ def available_cpus() -> int:
     return int(ray.cluster_resources().get("CPU", 0))
 
 
-def places(cpus: int) -> int:
-    """How many workers of that many CPUs the nodes hold; a worker does not span nodes."""
-    return sum(int(node["Resources"].get("CPU", 0)) // cpus for node in ray.nodes() if node["Alive"])
+def nodes() -> list[Node]:
+    """The nodes that are alive, and what each has in all, whether busy or not."""
+    resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [Node(int(r.get("CPU", 0)), int(r.get("GPU", 0)), int(r.get("memory", 0))) for r in resources]
 
 
-def available_gpus() -> int:
-    """GPUs of the whole cluster, busy ones included."""
-    return int(ray.cluster_resources().get("GPU", 0))
+def request_nodes(bundles: list[dict[str, float]]) -> None:
+    """Tells an autoscaler, where there is one, what must fit at the same time; [] takes that back."""
+    request_resources(bundles=bundles)
 
 
 def _quieten(level: int) -> None:

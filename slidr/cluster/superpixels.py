@@ -159,8 +159,8 @@ def _results(
     todo: Sequence[ImageRef], root: str, folder: str, config: SuperpixelConfig, cluster: ClusterConfig
 ) -> Iterator[tuple[str, str]]:
     """(image path, reason of failure or "") of each image, as tasks all over the cluster finish them."""
-    cpus = min(cluster.superpixel_cpus or session.available_cpus(), session.available_cpus())
-    blocks = max(-(-len(todo) // _LARGEST_BLOCK), min(len(todo), _BLOCKS_PER_CPU * max(1, cpus)))
+    cpus = max(1, cluster.superpixel_cpus or session.available_cpus())
+    blocks = max(-(-len(todo) // _LARGEST_BLOCK), min(len(todo), _BLOCKS_PER_CPU * cpus))
 
     def work(row: dict[str, Any]) -> dict[str, Any]:
         image = ImageRef(**row)
@@ -172,9 +172,10 @@ def _results(
             return {"path": image.path, "reason": str(error), "fatal": True}
         return {"path": image.path, "reason": "", "fatal": False}
 
+    # Without a limit of the user's, none: an autoscaled cluster starts with few CPUs, or none at all.
     dataset = ray.data.from_items([asdict(image) for image in todo], override_num_blocks=blocks)
     dataset.context.enable_progress_bars = False
-    results = dataset.map(work, num_cpus=1, memory=_task_memory(todo), concurrency=max(1, cpus))
+    results = dataset.map(work, num_cpus=1, memory=_task_memory(todo), concurrency=cluster.superpixel_cpus)
     for row in results.iter_rows():
         if row["fatal"]:
             raise DataError(

@@ -15,7 +15,8 @@ from slidr import tracking
 from slidr.cluster import session
 from slidr.cluster.loading import RayLoader
 from slidr.cluster.progress import follow
-from slidr.config import ClusterConfig, Config, ConfigError, decode, to_dict
+from slidr.cluster.room import check_room
+from slidr.config import Config, ConfigError, decode, to_dict
 from slidr.data import storage
 from slidr.data.loading import LocalLoader, Source, Subset, train_plan
 from slidr.training import workers
@@ -120,32 +121,6 @@ def with_absolute_paths(config: Config) -> Config:
         run=replace(config.run, folder=absolute(config.run.folder)),
         tracking=replace(config.tracking, uri=tracking_uri(config.tracking.uri)),
     )
-
-
-def check_room(cluster: ClusterConfig) -> None:
-    """Raises `ClusterError` unless the cluster holds the workers and the loader at the same time.
-
-    Workers that reserve every CPU would wait for ever for samples that no CPU is left to make.
-    """
-    places = session.places(cluster.cpus_per_worker)
-    needed = cluster.num_workers * cluster.cpus_per_worker + cluster.loader_cpus
-    have = session.available_cpus()
-    if have < needed:
-        raise session.ClusterError(
-            f"cluster: {cluster.num_workers} workers x {cluster.cpus_per_worker} CPUs + {cluster.loader_cpus} "
-            f"loader CPUs need {needed} CPUs, the cluster has {have}; lower cluster.num_workers or "
-            f"cluster.cpus_per_worker, or add nodes (a cluster started here takes cluster.local_cpus)"
-        )
-    if places < cluster.num_workers:
-        raise session.ClusterError(
-            f"cluster.cpus_per_worker: {cluster.num_workers} workers of {cluster.cpus_per_worker} CPUs, but the nodes "
-            f"have room for {places} such workers; lower cluster.cpus_per_worker or add larger nodes"
-        )
-    if cluster.use_gpu and session.available_gpus() < cluster.num_workers:
-        raise session.ClusterError(
-            f"cluster.use_gpu: {cluster.num_workers} workers need as many GPUs, the cluster has "
-            f"{session.available_gpus()}; lower cluster.num_workers or set cluster.use_gpu: false"
-        )
 
 
 def _run_workers(config: Config, stage: Stage, run: tracking.RunHandle) -> None:

@@ -1,0 +1,87 @@
+"""Whether a cluster holds a training job, and the wait for an autoscaler to make it large enough."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from slidr.cluster import session
+from slidr.cluster.session import ClusterError, Node
+from slidr.config import ClusterConfig
+
+_POLL_S = 5.0
+
+
+def check_room(cluster: ClusterConfig) -> None:
+    """Raises `ClusterError` unless the connected cluster holds the workers and the loader at the same time.
+
+    Where `cluster.scale_up_s` is not 0, an autoscaler is asked for what is missing and given that long.
+    """
+    problem = shortage(cluster, session.nodes())
+    if problem is not None and cluster.scale_up_s > 0:
+        problem = _await_nodes(cluster, problem)
+    if problem is not None:
+        raise ClusterError(problem)
+
+
+def shortage(cluster: ClusterConfig, nodes: Sequence[Node]) -> str | None:
+    """What nodes lack for the workers and the loader, and what to do about it; None where nothing is missing.
+
+    Workers that reserve every CPU would wait for ever for samples that no CPU is left to make. A worker does not
+    span nodes.
+    """
+    needed = cluster.num_workers * cluster.cpus_per_worker + cluster.loader_cpus
+    have = sum(node.cpus for node in nodes)
+    if have < needed:
+        return (
+            f"cluster: {cluster.num_workers} workers x {cluster.cpus_per_worker} CPUs + {cluster.loader_cpus} "
+            f"loader CPUs need {needed} CPUs, the cluster has {have}; lower cluster.num_workers or "
+            f"cluster.cpus_per_worker, or add nodes (a cluster started here takes cluster.local_cpus)"
+        )
+    places = sum(node.cpus // cluster.cpus_per_worker for node in nodes)
+    if places < cluster.num_workers:
+        return (
+            f"cluster.cpus_per_worker: {cluster.num_workers} workers of {cluster.cpus_per_worker} CPUs, but the nodes "
+            f"have room for {places} such workers; lower cluster.cpus_per_worker or add larger nodes"
+        )
+    if not cluster.use_gpu:
+        return None
+    gpus = sum(node.gpus for node in nodes)
+    if gpus < cluster.num_workers:
+        return (
+            f"cluster.use_gpu: {cluster.num_workers} workers need as many GPUs, the cluster has {gpus}; lower "
+            f"cluster.num_workers or set cluster.use_gpu: false"
+        )
+    beside = sum(min(node.gpus, node.cpus // cluster.cpus_per_worker) for node in nodes)
+    if beside < cluster.num_workers:
+        return (
+            f"cluster.cpus_per_worker: {cluster.num_workers} workers of 1 GPU and {cluster.cpus_per_worker} CPUs, but "
+            f"the nodes with GPUs have CPUs for {beside} such workers; lower cluster.cpus_per_worker"
+        )
+    return None
+
+
+def bundles(cluster: ClusterConfig) -> list[dict[str, float]]:
+    """What a training job reserves, as Ray's autoscaler wants to hear it: one entry a worker, one a loader CPU."""
+    worker: dict[str, float] = {"CPU": cluster.cpus_per_worker}
+    if cluster.use_gpu:
+        worker["GPU"] = 1
+    return [worker] * cluster.num_workers + [{"CPU": 1.0}] * cluster.loader_cpus
+
+
+def _await_nodes(cluster: ClusterConfig, problem: str | None) -> str | None:
+    """What is still missing once the autoscaler had its time, or None.
+
+    The request is taken back at the end, so that nodes that idle later may go.
+    """
+    session.request_nodes(bundles(cluster))
+    end = time.monotonic() + cluster.scale_up_s
+    try:
+        while problem is not None and time.monotonic() < end:
+            time.sleep(min(_POLL_S, cluster.scale_up_s))
+            problem = shortage(cluster, session.nodes())
+    finally:
+        session.request_nodes([])
+    if problem is None:
+        return None
+    return f"{problem}; no autoscaler brought them within cluster.scale_up_s ({cluster.scale_up_s:g} s)"

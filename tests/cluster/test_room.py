@@ -1,0 +1,85 @@
+"""What a training job needs of a cluster, and the wait for an autoscaler."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slidr.cluster import room, session
+from slidr.cluster.room import bundles, check_room, shortage
+from slidr.cluster.session import ClusterError, Node
+from slidr.config import ClusterConfig
+
+nodes = st.lists(st.builds(Node, st.integers(0, 9), st.integers(0, 3)), max_size=5)
+configs = st.builds(
+    ClusterConfig,
+    num_workers=st.integers(1, 5),
+    use_gpu=st.booleans(),
+    cpus_per_worker=st.integers(1, 4),
+    loader_cpus=st.integers(1, 4),
+)
+
+
+@pytest.mark.ray
+def test_a_cluster_too_small_for_workers_and_loader_is_refused_with_the_numbers(ray_cluster: None) -> None:
+    with pytest.raises(ClusterError, match=r"3 workers x 1 CPUs \+ 1 loader CPUs need 4 CPUs, the cluster has 3"):
+        check_room(ClusterConfig(num_workers=3))
+    with pytest.raises(ClusterError, match="use_gpu"):
+        check_room(ClusterConfig(use_gpu=True))
+    check_room(ClusterConfig(num_workers=2))
+
+
+@given(configs, nodes)
+def test_room_means_that_a_placement_by_hand_succeeds(cluster: ClusterConfig, there: list[Node]) -> None:
+    # Workers first, one at a time, wherever one still fits; the loader takes any CPUs that are left.
+    left = [[node.cpus, node.gpus] for node in there]
+    placed = 0
+    for place in left:
+        while placed < cluster.num_workers and place[0] >= cluster.cpus_per_worker:
+            if cluster.use_gpu and place[1] < 1:
+                break
+            place[0] -= cluster.cpus_per_worker
+            place[1] -= cluster.use_gpu
+            placed += 1
+    fits = placed == cluster.num_workers and sum(cpus for cpus, _ in left) >= cluster.loader_cpus
+    assert (shortage(cluster, there) is None) == fits
+
+
+def test_gpu_workers_whose_cpus_are_on_other_nodes_are_refused() -> None:
+    cluster = ClusterConfig(num_workers=2, use_gpu=True, cpus_per_worker=4)
+    message = shortage(cluster, [Node(4, 2), Node(32, 0)])
+    assert message is not None
+    assert "2 workers of 1 GPU and 4 CPUs" in message
+    assert "CPUs for 1 such workers" in message
+
+
+@given(configs)
+def test_the_autoscaler_is_asked_for_exactly_what_the_job_reserves(cluster: ClusterConfig) -> None:
+    asked = bundles(cluster)
+    assert sum(bundle["CPU"] for bundle in asked) == (
+        cluster.num_workers * cluster.cpus_per_worker + cluster.loader_cpus
+    )
+    assert sum(bundle.get("GPU", 0) for bundle in asked) == cluster.num_workers * cluster.use_gpu
+
+
+def test_training_waits_for_nodes_that_an_autoscaler_brings_and_takes_its_request_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    growing = iter([[Node(0)], [Node(0)], [Node(0), Node(2)]])
+    asked: list[list[dict[str, float]]] = []
+    monkeypatch.setattr(session, "nodes", lambda: next(growing))
+    monkeypatch.setattr(session, "request_nodes", asked.append)
+    monkeypatch.setattr(room, "_POLL_S", 0.01)
+    cluster = ClusterConfig(scale_up_s=60)
+    check_room(cluster)
+    assert asked == [bundles(cluster), []]
+
+
+def test_a_wait_for_nodes_that_never_come_ends_with_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[dict[str, float]]] = []
+    monkeypatch.setattr(session, "nodes", lambda: [Node(1)])
+    monkeypatch.setattr(session, "request_nodes", asked.append)
+    with pytest.raises(ClusterError, match=r"need 2 CPUs, the cluster has 1.*within cluster\.scale_up_s \(0\.05 s\)"):
+        check_room(ClusterConfig(scale_up_s=0.05))
+    assert asked[-1] == []
