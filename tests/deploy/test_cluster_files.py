@@ -133,7 +133,7 @@ def test_every_field_of_a_cluster_file_has_a_comment_where_it_first_appears(path
     lines = ["", *path.read_text().splitlines(), ""]
     explained: set[str] = set()
     for before, line, after in zip(lines, lines[1:], lines[2:], strict=False):
-        field = re.match(r" *([A-Za-z_]+):( |$)", line)
+        field = re.match(r" {0,6}([A-Za-z_]+):( |$)", line)
         if field is None:
             continue
         if any(text.strip().startswith("#") for text in (before, after)):
