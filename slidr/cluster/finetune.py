@@ -11,7 +11,7 @@ from slidr.cluster.train import train
 from slidr.config import Config, public_dict
 from slidr.data import storage
 from slidr.data.loading import LocalLoader, ScanSource, subset_frames
-from slidr.data.splits import published_scans
+from slidr.data.splits import published_fraction
 from slidr.models.export import export_slidr
 from slidr.training.checkpoint import write_weights
 from slidr.training.loop import Outcome
@@ -57,14 +57,12 @@ class FinetuneStage:
 
 def labelled_part(config: Config) -> tuple[list[str], bool]:
     """The scenes (SemanticKITTI: scans) that training takes labels from, and whether they are a published list."""
-    frames = subset_frames(config, "train")
-    if config.data.dataset != "semantic_kitti":
-        return frames.scenes, False
-    scans = sorted(frames.tokens)
+    frames, data = subset_frames(config, "train"), config.data
+    names = sorted(frames.tokens) if data.dataset == "semantic_kitti" else frames.scenes
     try:
-        return scans, config.data.train_split == "train" and scans == published_scans(config.data.train_fraction)
+        return names, data.train_split == "train" and names == published_fraction(data.dataset, data.train_fraction)
     except ValueError:  # no list is published for this fraction
-        return scans, False
+        return names, False
 
 
 def _write_labelled(config: Config, folder: RunFolder) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from jaxtyping import Int64
 
 from slidr.config import DatasetName
 from slidr.data import storage
-from slidr.data.splits import every
+from slidr.data.splits import every, every_counted, step_of
 from slidr.data.storage import DataError
 from slidr.types import Camera, Frame
 
@@ -175,9 +175,9 @@ class FrameTable(Sequence[Frame]):
     def select(self, split: str | Sequence[str], fraction: float = 1.0) -> FrameTable:
         """The frames of a split ("all": every frame) or of any of several, or a part of them.
 
-        A fraction takes every k-th scene of the split in table order, k = round(1 / fraction); of
-        SemanticKITTI, every k-th scan in order of name. Raises `DataError` where the table has no frame of
-        the split.
+        A fraction takes the k-th, 2k-th, ... scene of the split in table order, k = round(1 / fraction); of
+        SemanticKITTI, the first scan in order of name and every k-th from there. Raises `DataError` where the
+        table has no frame of the split, or fewer than k scenes.
         """
         splits = [split] if isinstance(split, str) else list(split)
         inside = np.ones(len(self), bool) if "all" in splits else self._in_any(splits)
@@ -189,7 +189,12 @@ class FrameTable(Sequence[Frame]):
         unit = "token" if self.dataset == "semantic_kitti" else "scene"
         names = self._column(unit).to_numpy(zero_copy_only=False)
         distinct = list(dict.fromkeys(names[inside]))
-        chosen = every(sorted(distinct) if unit == "token" else distinct, fraction)
+        chosen = every(sorted(distinct), fraction) if unit == "token" else every_counted(distinct, fraction)
+        if not chosen:
+            raise DataError(
+                f"{self.path}: data.train_fraction {fraction:g} takes every {step_of(fraction)}th scene, and split "
+                f"{' or '.join(splits)} has {len(distinct)}; take at least {1 / len(distinct):.3g}"
+            )
         return self.take(np.flatnonzero(inside & np.isin(names.astype(str), chosen)))
 
     def images(self, channels: Sequence[str] | None = None) -> list[ImageRef]:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from importlib import resources
 from typing import TypeVar
 
+from slidr.config import DatasetName
+
 T = TypeVar("T")
 
 # 100 training scenes held out of pretraining, on which it is verified: the numbers in scene-NNNN.
@@ -64,16 +66,22 @@ def step_of(fraction: float) -> int:
 
 
 def every(items: Sequence[T], fraction: float) -> list[T]:
-    """The part of a sequence that a fraction takes: items 0, k, 2k, ..."""
+    """The scans of SemanticKITTI that a fraction takes of a sorted list: items 0, k, 2k, ..."""
     return list(items[:: step_of(fraction)])
 
 
-def published_scans(fraction: float) -> list[str]:
-    """The training scans ("sequence/scan") of SemanticKITTI that a published label fraction names, from a frozen list.
+def every_counted(items: Sequence[T], fraction: float) -> list[T]:
+    """The scenes of nuScenes that a fraction takes, counted from one: the k-th, 2k-th, ...; none of fewer than k."""
+    step = step_of(fraction)
+    return list(items[step - 1 :: step])
 
-    Raises `ValueError` for another fraction; `every` makes its list.
+
+def published_fraction(dataset: DatasetName, fraction: float) -> list[str]:
+    """The training scenes (SemanticKITTI: scans, "sequence/scan") of a published label fraction, from a frozen list.
+
+    nuScenes' scene table is in order of name. Raises `ValueError` for another fraction; the rules above make its list.
     """
-    name = f"semantic_kitti_{100 * fraction:g}pct.txt"
+    name = f"{dataset}_{100 * fraction:g}pct.txt"
     manifest = resources.files("slidr.data") / "manifests" / name
     if not manifest.is_file():
         raise ValueError(f"fraction: got {fraction}; lists are published for 0.01, 0.05, 0.1 and 0.25")

@@ -11,8 +11,9 @@ from slidr.data.splits import (
     SEMANTIC_KITTI_SEQUENCES,
     VERIFY_SCENES,
     every,
+    every_counted,
     pretraining_splits,
-    published_scans,
+    published_fraction,
     step_of,
 )
 
@@ -37,7 +38,15 @@ def test_semantic_kitti_has_its_published_numbers_of_scans() -> None:
 
 @pytest.mark.parametrize(("fraction", "scenes"), [(0.01, 7), (0.05, 35), (0.1, 70), (0.25, 175), (1.0, 700)])
 def test_published_fractions_of_700_scenes(fraction: float, scenes: int) -> None:
-    assert len(every(range(700), fraction)) == scenes
+    taken = every_counted(range(1, 701), fraction)
+    assert len(taken) == scenes
+    assert taken == [number for number in range(1, 701) if number % (700 // scenes) == 0]
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.05, 0.1, 0.25])
+def test_frozen_lists_of_nuscenes_follow_the_rule(fraction: float) -> None:
+    # The devkit lists the official training scenes in order of name, which is the order of nuScenes' scene table.
+    assert published_fraction("nuscenes", fraction) == every_counted(scenes_of_splits()["train"], fraction)
 
 
 @given(st.integers(0, 500), st.floats(0.002, 1.0))
@@ -56,10 +65,10 @@ def test_a_fraction_outside_0_to_1_is_refused(fraction: float) -> None:
 def test_frozen_lists_of_semantic_kitti_follow_the_rule(fraction: float, scans: int) -> None:
     lengths = SEMANTIC_KITTI_SEQUENCES["train"]
     names = sorted(f"{sequence}/{scan:06d}" for sequence, count in lengths.items() for scan in range(count))
-    assert published_scans(fraction) == every(names, fraction)
-    assert len(published_scans(fraction)) == scans
+    assert published_fraction("semantic_kitti", fraction) == every(names, fraction)
+    assert len(published_fraction("semantic_kitti", fraction)) == scans
 
 
 def test_a_fraction_without_a_frozen_list_is_refused() -> None:
     with pytest.raises(ValueError, match=r"got 0\.3; lists are published for 0\.01"):
-        published_scans(0.3)
+        published_fraction("nuscenes", 0.3)
