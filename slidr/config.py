@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +41,7 @@ LossName = Literal["superpixel_info_nce", "point_pixel_info_nce", "cross_entropy
 OptimizerName = Literal["sgd", "adamw"]
 ScheduleName = Literal["cosine", "one_cycle", "step", "constant"]
 Precision = Literal["float32", "bfloat16", "float16"]
+_MANY_WORKERS = 4096  # beyond it no batch divides anyway
 
 
 class ConfigError(ValueError):
@@ -170,14 +172,35 @@ class RunConfig:
 @dataclass(frozen=True)
 class ClusterConfig:
     address: str | None = None  # a running Ray cluster ("auto", ray://...); null starts one on this machine
-    num_workers: int = 1  # training processes; 0 trains in the calling process
+    # Training processes; 0 trains in the calling process; [min, max]: as many as the cluster has room for at the time.
+    num_workers: int | tuple[int, int] = 1
     use_gpu: bool = False
     cpus_per_worker: int = 1
-    loader_cpus: int = 1  # CPUs kept free for loading, over all workers
+    loader_cpus: int = 1  # CPUs kept free for loading, over all workers (of [min, max]: over max workers)
     local_cpus: int | None = None  # CPUs that a cluster started here claims to have; null: this machine's
     superpixel_cpus: int | None = None  # CPUs for `slidr superpixels`; null: all
     max_failures: int = 0  # worker-group restarts before a run is given up
     scale_up_s: float = 0.0  # seconds that training waits for an autoscaler to bring nodes; 0: refuse what has no room
+
+    @property
+    def elastic(self) -> bool:
+        """Whether the number of workers may change during a run."""
+        return not isinstance(self.num_workers, int)
+
+    @property
+    def min_workers(self) -> int:
+        """The fewest workers that train."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
+
+    @property
+    def max_workers(self) -> int:
+        """The most workers that train."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
+
+    @property
+    def loader_cpus_per_worker(self) -> int:
+        """Whole CPUs that each worker of an elastic run keeps beside it for loading."""
+        return -(-self.loader_cpus // max(1, self.max_workers))
 
 
 @dataclass(frozen=True)
@@ -379,9 +402,10 @@ def check(config: Config, source: str = "config") -> None:
         f"got {config.run.name!r}, expected letters, digits, '.', '_' and '-': it names a folder",
     )
     require(
-        "://" not in config.run.folder,
-        "run.folder",
-        f"got {config.run.folder!r}; a run's journal needs a local or mounted folder",
+        "://" not in config.run.folder or config.tracking.uri is not None,
+        "tracking.uri",
+        f"run.folder is in an object store ({config.run.folder}), where the default sqlite file cannot lie; set a "
+        f"tracking server's http:// address or sqlite:////path/mlflow.db",
     )
     for key in ("local_cpus", "superpixel_cpus"):
         value = getattr(cluster, key)
@@ -392,19 +416,27 @@ def check(config: Config, source: str = "config") -> None:
     require(optim.epochs >= 1, "optim.epochs", "expected at least 1")
     require(optim.batch_size >= 1, "optim.batch_size", "expected at least 1")
     require(optim.accumulate >= 1, "optim.accumulate", "expected at least 1")
-    shares = max(1, cluster.num_workers) * optim.accumulate
+    few, many = cluster.min_workers, cluster.max_workers
+    require(
+        0 <= few <= many and (few > 0 or not cluster.elastic),
+        "cluster.num_workers",
+        f"got {cluster.num_workers}, expected 0 (in this process), a number of workers, or [min, max] with "
+        f"1 <= min <= max",
+    )
+    # Every number of workers that a run may have takes the same batch, so that the result means the same.
+    shares = math.lcm(*range(max(1, few), min(many, _MANY_WORKERS) + 1)) * optim.accumulate
+    remedy = f"use a multiple of {shares}" if shares < 100_000 else "allow fewer numbers of workers"
     require(
         optim.batch_size % shares == 0,
         "optim.batch_size",
-        f"{optim.batch_size} frames do not divide over {max(1, cluster.num_workers)} workers x "
-        f"{optim.accumulate} micro-batches; use a multiple of {shares}",
+        f"{optim.batch_size} frames do not divide over {max(1, few) if few == many else f'each of {few} to {many}'} "
+        f"workers x {optim.accumulate} micro-batches; {remedy}",
     )
     require(
         optim.precision == "float32" or cluster.use_gpu,
         "optim.precision",
         f"{optim.precision} needs cluster.use_gpu: true",
     )
-    require(cluster.num_workers >= 0, "cluster.num_workers", "expected 0 (in this process) or more")
     require(cluster.cpus_per_worker >= 1, "cluster.cpus_per_worker", "expected at least 1")
     require(cluster.loader_cpus >= 1, "cluster.loader_cpus", "loading needs at least 1 CPU")
     require(config.evaluation.votes >= 1, "evaluation.votes", "expected at least 1")

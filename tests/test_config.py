@@ -95,6 +95,12 @@ def test_any_valid_value_survives_yaml(lr: float, size: tuple[int, int], name: s
         ({"data": {"augment": {"crop_area": [0.5, 0.1]}}}, ["data.augment.crop_area"]),
         ({"optim": {"lr": -1.0}}, ["optim.lr", "positive"]),
         ({"optim": {"lr": "1e-3"}}, ["optim.lr", "number"]),
+        ({"run": {"folder": "s3://bucket/runs"}}, ["tracking.uri", "s3://bucket/runs", "sqlite"]),
+        ({"cluster": {"num_workers": [1, 3]}}, ["optim.batch_size", "each of 1 to 3 workers", "multiple of 6"]),
+        ({"cluster": {"num_workers": [2, 1]}}, ["cluster.num_workers", "1 <= min <= max"]),
+        ({"cluster": {"num_workers": [0, 1]}}, ["cluster.num_workers", "1 <= min <= max"]),
+        ({"cluster": {"num_workers": [1, 2, 4]}}, ["cluster.num_workers"]),
+        ({"cluster": {"num_workers": -1}}, ["cluster.num_workers"]),
     ],
 )
 def test_wrong_configs_are_refused_by_the_key_that_is_wrong(raw: dict[str, Any], words: list[str]) -> None:
@@ -136,6 +142,15 @@ def test_command_line_overrides_are_checked() -> None:
         override(Config(), ["--cluster.num_workers", "3"])
 
 
+def test_the_number_of_workers_is_one_number_or_a_range() -> None:
+    fixed, elastic = decode({"cluster": {"num_workers": 2}}), decode({"cluster": {"num_workers": [1, 2]}})
+    assert (fixed.cluster.min_workers, fixed.cluster.max_workers, fixed.cluster.elastic) == (2, 2, False)
+    assert (elastic.cluster.min_workers, elastic.cluster.max_workers, elastic.cluster.elastic) == (1, 2, True)
+    assert parse(dump(elastic)) == elastic
+    assert override(Config(), ["--cluster.num_workers", "1", "2"]).cluster == elastic.cluster
+    assert override(elastic, ["--cluster.num_workers", "2"]).cluster == fixed.cluster
+
+
 def test_exponents_without_a_point_are_numbers() -> None:
     assert parse("optim: {lr: 1e-3, weight_decay: 2E-4}").optim.lr == 1e-3
 
@@ -147,7 +162,6 @@ def test_exponents_without_a_point_are_numbers() -> None:
         ("run.score_frames", 0),
         ("run.name", "../elsewhere"),
         ("run.name", ""),
-        ("run.folder", "s3://bucket/runs"),
         ("data.max_val_frames", 0),
         ("data.cameras", []),
         ("optim.lr", float("inf")),

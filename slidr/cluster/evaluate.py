@@ -55,7 +55,7 @@ def evaluation_config(config: Config) -> Config:
     path = _absolute(wanted.checkpoint)
     submission = None if wanted.submission is None else _absolute(wanted.submission)
     table = FrameTable.open(config.data.frames)
-    workers = min(config.cluster.num_workers, len(table.select(wanted.split)))
+    workers = min(config.cluster.min_workers, len(table.select(wanted.split)))
     evaluated = replace(
         config,
         data=replace(

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from slidr.config import ClusterConfig
 from slidr.data.loading import LocalLoader, Source, Subset
@@ -70,23 +70,38 @@ class RayLoader(LocalLoader):
     def _rows(self, subset: Subset, chunk: list[MicroBatch]) -> Iterator[dict[str, Any]]:
         """The samples of a chunk as rows, in order."""
         source = ray.put(self.source)
-        todo = np.array([(i, batch.epoch) for batch in chunk for i in batch.frames], dtype=np.int64)
+        todo = [{"index": i, "epoch": batch.epoch} for batch in chunk for i in batch.frames]
 
         def make(row: dict[str, Any]) -> dict[str, Any]:
-            index, epoch = todo[row["id"]].tolist()
-            return sample_to_row(ray.get(source).sample(subset, index, epoch))
+            return sample_to_row(ray.get(source).sample(subset, int(row["index"]), int(row["epoch"])))
 
         share = self.cluster.loader_cpus / self._place[1]
-        dataset = ray.data.range(len(todo), override_num_blocks=len(todo)).map(
-            make, num_cpus=min(1.0, share), memory=_heap(self.cluster)
+        # Handed over as they are: Ray Data's range would be read by tasks of a whole CPU each.
+        dataset = ray.data.from_items(todo, override_num_blocks=len(todo)).map(
+            make, memory=_heap(self.cluster), **self._room(share)
         )
         dataset.context.enable_progress_bars = False
         # A chunk is bound to fit; a budget that holds finished samples back only keeps the execution spinning.
         dataset.context.op_resource_reservation_enabled = False
         options = dataset.context.execution_options
         options.preserve_order = True
-        options.resource_limits = ray.data.ExecutionResources(cpu=share)
+        if not self.cluster.elastic:
+            options.resource_limits = ray.data.ExecutionResources(cpu=share)
         return iter(dataset.iter_rows())
+
+    def _room(self, share: float) -> dict[str, Any]:
+        """Where loading tasks run: on any node's free CPUs; of an elastic run, on those its worker keeps beside it.
+
+        An elastic group takes every CPU that it can get, so tasks that asked for one would wait for ever.
+        """
+        if not self.cluster.elastic:
+            return {"num_cpus": min(1.0, share)}
+        here = ray.get_runtime_context().get_node_id()
+        return {
+            "num_cpus": 0,
+            "concurrency": self.cluster.loader_cpus_per_worker,
+            "scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=True),
+        }
 
 
 def _heap(cluster: ClusterConfig) -> int:
