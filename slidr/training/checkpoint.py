@@ -28,10 +28,12 @@ from typing import Any
 import torch
 
 from slidr.data import storage
+from slidr.training import workers
 
 FORMAT = 1
 _NAME = re.compile(r"step-(\d{8})\.pt$")
 _BEST = "best.pt"
+_NONE, _UNREADABLE = -1, -2  # in the place of a step number
 _log = logging.getLogger(__name__)
 
 
@@ -69,22 +71,63 @@ class CheckpointFolder:
         return sorted(int(match.group(1)) for match in matches if match)
 
     def newest(self) -> dict[str, Any] | None:
-        """The newest checkpoint that can be read, or None; damaged ones are passed over with a warning."""
+        """The newest checkpoint that can be read, or None; damaged ones are passed over with a warning.
+
+        What a writer that was killed left half-written is removed.
+        """
+        storage.sweep_temporary(self.path)
         steps = self.steps()
         for step in reversed(steps):
-            path = storage.join(self.path, f"step-{step:08d}.pt")
             try:
-                return read(path)
+                return self.read(step)
             except (CheckpointError, storage.DataError) as error:
                 _log.warning("%s; going on from the one before", error)
         if steps:
             raise CheckpointError(f"{self.path}: none of its {len(steps)} checkpoints can be read; move them away")
         return None
 
+    def read(self, step: int) -> dict[str, Any]:
+        """The checkpoint of a step. Raises `CheckpointError` or `DataError` where it cannot be read."""
+        return read(storage.join(self.path, f"step-{step:08d}.pt"))
+
     def best(self) -> dict[str, Any] | None:
         """The best checkpoint, or None where none was kept."""
         path = storage.join(self.path, _BEST)
         return read(path) if storage.exists(path) else None
+
+
+def newest_on_every_worker(checkpoints: CheckpointFolder, device: torch.device) -> dict[str, Any] | None:
+    """`checkpoints.newest()` as worker 0 sees it, read by every worker, so that all go on from the same step.
+
+    Every worker must call it. Raises `CheckpointError` on all of them where one cannot read what worker 0 can.
+    """
+    state, problem = None, None
+    if workers.rank() == 0:
+        try:
+            state = checkpoints.newest()
+        except CheckpointError as error:
+            problem = error
+    step = workers.gather_int(_UNREADABLE if problem else _NONE if state is None else state["step"], device)[0]
+    if problem is not None:
+        raise problem
+    if step == _UNREADABLE:
+        raise CheckpointError(f"{checkpoints.path}: worker 0 cannot read its checkpoints")
+    if workers.rank() != 0:
+        try:
+            state = checkpoints.read(step) if step != _NONE else None
+            agrees = step != _NONE or not checkpoints.steps()
+        except (CheckpointError, storage.DataError):
+            agrees = False
+    else:
+        agrees = True
+    strangers = [rank for rank, flag in enumerate(workers.gather_int(int(agrees), device)) if not flag]
+    if strangers:
+        what = f"its checkpoint of step {step}" if step != _NONE else "that there is no checkpoint"
+        raise CheckpointError(
+            f"{checkpoints.path}: worker 0 sees {what}, workers {strangers} do not; run.folder must be storage that "
+            f"every node sees"
+        )
+    return state
 
 
 def write(path: str, state: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from slidr.config import Config, Precision, public_dict
 from slidr.training import workers
-from slidr.training.checkpoint import CheckpointFolder
+from slidr.training.checkpoint import CheckpointFolder, newest_on_every_worker
 from slidr.training.optim import (
     build_optimizer,
     learning_rate_factor,
@@ -95,13 +95,15 @@ def fit(
     checkpoints: CheckpointFolder,
     device: torch.device,
     log: Callable[[int, dict[str, float]], None],
+    flush: Callable[[], None] = lambda: None,
 ) -> Outcome:
     """Trains `task` to the end of `config.optim`, from the newest checkpoint in the folder if there is one.
 
-    `log(step, metrics)` is called on rank 0 only. Raises `Diverged` when a loss is NaN or infinite, before that
-    step changes any weight.
+    `log(step, metrics)` is called on rank 0 only, and so is `flush()` before each checkpoint: what is logged up to a
+    checkpoint must outlast a kill as the checkpoint does. Raises `Diverged` when a loss is NaN or infinite, before
+    that step changes any weight.
     """
-    run = _Run(task, loader, config, checkpoints, device)
+    run = _Run(task, loader, config, checkpoints, device, flush)
     log_every, checkpoint_every = config.run.log_every, config.run.checkpoint_every
     if run.step >= run.last_step and not run.metrics:
         run.validate()
@@ -135,9 +137,10 @@ class _Run:
         config: Config,
         checkpoints: CheckpointFolder,
         device: torch.device,
+        flush: Callable[[], None],
     ) -> None:
         self.task, self.loader, self.config, self.device = task, loader, config, device
-        self.checkpoints = checkpoints
+        self.checkpoints, self.flush = checkpoints, flush
         self.last_step = total_steps(config.optim, loader.steps_per_epoch)
         self.step = 0
         self.metrics: dict[str, float] = {}
@@ -205,13 +208,14 @@ class _Run:
             "metrics": self.metrics,
             "best": self.best,
         }
+        self.flush()
         # The best first: a kill in between repeats the epoch, the other way round the best would be lost.
         if best:
             self.checkpoints.save_best(state)
         self.checkpoints.save(state)
 
     def _resume(self) -> None:
-        state = self.checkpoints.newest()
+        state = newest_on_every_worker(self.checkpoints, self.device)
         if state is None:
             return
         self.task.load_state(state)

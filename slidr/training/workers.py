@@ -49,6 +49,16 @@ def sum_counts(counts: Int64[Tensor, "*shape"], device: torch.device) -> Int64[T
     return total.to(counts.device)
 
 
+def gather_int(value: int, device: torch.device) -> list[int]:
+    """Every worker's whole number, in rank order. Every worker must call it."""
+    if world_size() == 1:
+        return [value]
+    mine = torch.tensor([value], dtype=torch.int64, device=device)
+    parts = [torch.empty_like(mine) for _ in range(world_size())]
+    dist.all_gather(parts, mine)
+    return [int(part) for part in parts]
+
+
 def gather_rows(rows: Float[Tensor, "M C"]) -> tuple[Float[Tensor, "A C"], int]:
     """The rows of every worker, in rank order, and the position of this worker's first row.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import socket
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -133,10 +134,13 @@ def test_a_damaged_newest_checkpoint_is_passed_over_with_a_warning(
         run(tmp_path / "broken", Numbers(stop=9))
     newest = sorted((tmp_path / "broken").glob("step-*.pt"))[-1]
     newest.write_bytes(newest.read_bytes()[: int(newest.stat().st_size * kept)])
+    half = newest.with_name(f".tmp-{socket.gethostname()}-999999999-0a1b2c3d")  # of a process that is no more
+    half.write_bytes(b"half")
     loader = Numbers()
     _, resumed, _ = run(tmp_path / "broken", loader)
     assert loader.served[0] == 6
     assert newest.name in caplog.text
+    assert not half.exists()
     assert torch.equal(resumed.linear.weight, straight.linear.weight)
 
 

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import nn
 
 from slidr.training import workers
+from slidr.training.checkpoint import CheckpointError, CheckpointFolder, newest_on_every_worker
 
 ROWS = (5, 2)  # rows of each worker
 
@@ -51,6 +52,19 @@ def _process(rank: int, folder: str) -> None:
         "none": (none, none_offset),
         "mean": workers.mean_over_workers({"b": float(rank), "a": 1.0}, torch.device("cpu")),
     }
+    for name, own in (("shared", False), ("own", True), ("damaged", True)):
+        checkpoints = CheckpointFolder(f"{folder}/{name}{f'-{rank}' if own else ''}")
+        for step in (3, 5):
+            if (name == "shared" and rank == 0) or (name == "own" and rank == 1) or name == "damaged":
+                checkpoints.save({"step": step})
+        if name == "damaged" and rank == 1:
+            Path(checkpoints.path, "step-00000005.pt").write_bytes(b"half")
+        dist.barrier()
+        try:
+            state = newest_on_every_worker(checkpoints, torch.device("cpu"))
+            result[name] = state["step"] if state is not None else None
+        except CheckpointError as error:
+            result[name] = str(error)
     torch.save(result, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -94,6 +108,20 @@ def test_a_worker_without_rows_still_gathers(results: list[dict[str, Any]]) -> N
 
 def test_means_over_workers(results: list[dict[str, Any]]) -> None:
     assert results[0]["mean"] == results[1]["mean"] == {"a": 1.0, "b": 0.5}
+
+
+def test_workers_that_share_a_folder_go_on_from_the_same_step(results: list[dict[str, Any]]) -> None:
+    assert [result["shared"] for result in results] == [5, 5]
+
+
+@pytest.mark.parametrize(
+    ("folder", "what"), [("own", "that there is no checkpoint"), ("damaged", "its checkpoint of step 5")]
+)
+def test_workers_that_see_different_checkpoints_all_stop_with_the_reason(
+    folder: str, what: str, results: list[dict[str, Any]]
+) -> None:
+    for result in results:
+        assert f"worker 0 sees {what}, workers [1] do not; run.folder must be storage that every node" in result[folder]
 
 
 def test_alone_everything_is_the_identity() -> None:
