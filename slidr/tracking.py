@@ -8,13 +8,14 @@ is sent when it is back, or by the next process that attaches.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from slidr.data import storage
 
 _log = logging.getLogger(__name__)
 _SEND_SECONDS = 5.0
+_UPLOAD_SECONDS = 30.0  # between uploads of a journal in an object store
+_SQLITE = "sqlite:///"
 _BATCH = 500  # MLflow takes at most 1000 metrics a request
 # A server that is gone must not hold training up for MLflow's default minutes of retries.
 _IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
@@ -57,8 +60,8 @@ def start_run(config: Config, stage: str, run_id: str | None = None) -> RunHandl
     experiment = client.get_experiment_by_name(config.tracking.experiment)
     if experiment is None:
         location = None
-        if config.tracking.uri is None:
-            location = (Path(config.run.folder).resolve() / "mlartifacts").as_uri()
+        if handle_uri.startswith(_SQLITE):  # beside the file, not in whatever folder this process works in
+            location = (Path(handle_uri.removeprefix(_SQLITE)).resolve().parent / "mlartifacts").as_uri()
         experiment_id = client.create_experiment(config.tracking.experiment, artifact_location=location)
     else:
         experiment_id = experiment.experiment_id
@@ -80,65 +83,122 @@ def end_run(handle: RunHandle, status: str, tags: dict[str, str] | None = None) 
     client.set_terminated(handle.run_id, status)
 
 
+class JournalError(RuntimeError):
+    """A journal that cannot be written; the message says where and why."""
+
+
 class Journal:
-    """A run's metrics: one JSON line each in `path`, and, given a handle, the same in MLflow."""
+    """A run's metrics: one JSON line each in `path`, and, given a handle, the same in MLflow.
+
+    An object store cannot append: there the lines are kept in memory and uploaded whole by `flush`, every half a
+    minute and whenever the caller asks for it, as before each checkpoint.
+    """
 
     def __init__(self, path: str | Path, handle: RunHandle | None = None) -> None:
-        self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = os.fspath(path)
         self.handle = handle
-        self._cursor = self.path.with_name(self.path.name + ".sent")  # bytes of the journal that MLflow has
-        self._last_try = time.monotonic()
+        self._remote = storage.is_remote(self.path)
+        self._lines = bytearray(_read(self.path) if self._remote else b"")  # of an object store's journal
+        self._uploaded = len(self._lines)
+        self._cursor = storage.sibling(self.path, ".sent")  # bytes of the journal that MLflow has
+        self._last_try = self._last_upload = time.monotonic()
         self._warned = False
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Adds metrics at a step; sends to MLflow every few seconds."""
-        line = json.dumps({"step": step, "time_ms": int(time.time() * 1000), "metrics": metrics})
-        with self.path.open("ab") as file:
-            # A kill in the middle of a line must not swallow this one.
-            start = b"" if self._ends_whole() else b"\n"
-            file.write(start + line.encode() + b"\n")
+        """Adds metrics at a step; sends to MLflow every few seconds. Raises `JournalError` where it cannot write."""
+        self._append({"step": step, "time_ms": int(time.time() * 1000), "metrics": metrics})
         if time.monotonic() - self._last_try > _SEND_SECONDS:
             self.send()
+
+    def flush(self) -> None:
+        """Makes what was logged visible to others; on this machine it is already."""
+        if len(self._lines) > self._uploaded:
+            with self._writing():
+                storage.write_bytes_atomic(self.path, bytes(self._lines))
+            self._uploaded, self._last_upload = len(self._lines), time.monotonic()
+
+    @contextlib.contextmanager
+    def warnings(self) -> Iterator[None]:
+        """Within the block, this project's log warnings of this process are lines of the journal too.
+
+        A worker's own output stays on its node; whoever follows the journal shows them (`slidr.cluster.progress`).
+        """
+        handler, logger = _JournalHandler(self), logging.getLogger("slidr")
+        logger.addHandler(handler)
+        try:
+            yield
+        finally:
+            logger.removeHandler(handler)
+            self.flush()
 
     def send(self) -> bool:
         """Sends what MLflow does not have yet; false, with one warning, where the store cannot be reached."""
         self._last_try = time.monotonic()
-        if self.handle is None or not self.path.exists():
+        if self.handle is None:
             return True
         sent = self._sent()
-        with self.path.open("rb") as file:
-            file.seek(sent)
-            fresh = file.read()
+        fresh = self._after(sent)
+        if not fresh:
+            return True
         try:
             self._send_lines(fresh.splitlines())
+            storage.write_bytes_atomic(self._cursor, str(sent + len(fresh)).encode())
         except Exception as error:  # any failure of a remote store; training must go on
             if not self._warned:
+                self._warned = True
                 _log.warning(
                     "MLflow at %s cannot be reached (%s); metrics wait in %s and are sent later",
                     self.handle.uri.split("@")[-1],
                     type(error).__name__,
                     self.path,
                 )
-            self._warned = True
             return False
-        storage.write_bytes_atomic(self._cursor, str(sent + len(fresh)).encode())
         self._warned = False
         return True
 
-    def _sent(self) -> int:
-        """Bytes of the journal that MLflow has; after damage, none: a metric sent twice is the same metric."""
+    def _append(self, entry: dict[str, Any]) -> None:
+        line = json.dumps(entry).encode() + b"\n"
+        if self._remote:
+            self._lines += line
+            if time.monotonic() - self._last_upload > _UPLOAD_SECONDS:
+                self.flush()
+            return
+        with self._writing():
+            Path(self.path).parent.mkdir(parents=True, exist_ok=True)
+            with open(self.path, "ab") as file:
+                # A kill in the middle of a line must not swallow this one.
+                file.write(line if self._ends_whole() else b"\n" + line)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
         try:
-            return int(self._cursor.read_text())
-        except (OSError, ValueError):
-            return 0
+            yield
+        except OSError as error:
+            raise JournalError(f"{self.path}: cannot be written ({error.strerror or error})") from error
+
+    def _after(self, start: int) -> bytes:
+        """The journal from a byte on."""
+        if self._remote:
+            return bytes(self._lines[start:])
+        if not os.path.exists(self.path):
+            return b""
+        with open(self.path, "rb") as file:
+            file.seek(start)
+            return file.read()
 
     def _ends_whole(self) -> bool:
-        with self.path.open("rb") as file:
+        with open(self.path, "rb") as file:
             if file.seek(0, os.SEEK_END) == 0:
                 return True
             file.seek(-1, os.SEEK_END)
             return file.read() == b"\n"
+
+    def _sent(self) -> int:
+        """Bytes of the journal that MLflow has; after damage, none: a metric sent twice is the same metric."""
+        try:
+            return int(storage.read_bytes(self._cursor))
+        except ValueError:  # no file, or no number in it
+            return 0
 
     def _send_lines(self, lines: Iterable[bytes]) -> None:
         from mlflow.entities import Metric
@@ -159,21 +219,40 @@ class Journal:
 def read_journal(path: str | Path) -> dict[int, dict[str, float]]:
     """Metrics by step; where a resumed run repeated a step, the later value counts."""
     by_step: dict[int, dict[str, float]] = {}
-    if Path(path).exists():
-        for line in Path(path).read_bytes().splitlines():
-            entry = _entry(line)
-            if entry is None:
-                continue
+    for line in _read(os.fspath(path)).splitlines():
+        entry = _entry(line)
+        if entry is not None:
             by_step.setdefault(entry["step"], {}).update(entry["metrics"])
     return by_step
 
 
+class _JournalHandler(logging.Handler):
+    """Writes warnings as lines of a journal."""
+
+    def __init__(self, journal: Journal) -> None:
+        super().__init__(logging.WARNING)
+        self._journal = journal
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._journal._append({"time_ms": int(record.created * 1000), "warning": record.getMessage()})
+            self._journal.flush()
+        except Exception:
+            self.handleError(record)
+
+
+def _read(path: str) -> bytes:
+    """A journal's bytes; none where there is no file yet."""
+    return storage.read_bytes(path) if storage.exists(path) else b""
+
+
 def _entry(line: bytes) -> dict[str, Any] | None:
-    """A journal line, or None for one that a kill cut short."""
+    """A journal line of metrics; None for a warning's, or one that a kill cut short."""
     try:
-        return json.loads(line)
+        entry = json.loads(line)
     except ValueError:
         return None
+    return entry if "metrics" in entry else None
 
 
 def code_version() -> dict[str, str]:
@@ -212,8 +291,8 @@ def _client(uri: str) -> Any:
 
 
 def _make_folder(uri: str) -> None:
-    if uri.startswith("sqlite:///"):
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    if uri.startswith(_SQLITE):
+        Path(uri.removeprefix(_SQLITE)).parent.mkdir(parents=True, exist_ok=True)
 
 
 def _log_params(client: Any, run_id: str, config: Config) -> None:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import subprocess
+import sys
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.fs
 import pytest
 from hypothesis import settings
 
@@ -20,6 +25,8 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 # Before anything imports triton: without a GPU its kernels run in its interpreter.
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+# And before Ray's workers inherit their environment: what the tests' own S3 server is asked with.
+os.environ |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
 
 # A busy machine must not fail a property.
 settings.register_profile("no deadline", deadline=None)
@@ -75,6 +82,42 @@ def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     splits = {"parametrize": 2, "verify": 1, "val": 1}
     return write_dataroot(tmp_path_factory.mktemp("world"), splits=splits, keyframes=2, scale=0.1)
+
+
+@pytest.fixture(scope="session")
+def bucket() -> Iterator[str]:
+    """An empty bucket of a real S3 server, as a URI that names its endpoint."""
+    pytest.importorskip("moto", reason="moto's S3 server is part of the development extra")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = "from moto.server import main; import sys; main(sys.argv[1:])"
+    server = subprocess.Popen(
+        [sys.executable, "-c", command, "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        _wait_for(port, server)
+        filesystem = pyarrow.fs.S3FileSystem(
+            endpoint_override=f"127.0.0.1:{port}", scheme="http", allow_bucket_creation=True
+        )
+        filesystem.create_dir("bucket")
+        yield f"s3://bucket/data?endpoint_override=127.0.0.1:{port}&scheme=http"
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def _wait_for(port: int, server: subprocess.Popen[bytes]) -> None:
+    for _ in range(600):
+        assert server.poll() is None, "the S3 server ended"
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        except OSError:
+            time.sleep(0.1)
+    raise AssertionError("the S3 server does not answer")
 
 
 def named_normal(tag: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import pytest
 
 from slidr import tracking
 from slidr.config import Config, RunConfig, TrackingConfig
-from slidr.tracking import Journal, RunHandle, end_run, read_journal, start_run, tracking_uri
+from slidr.data import storage
+from slidr.tracking import Journal, JournalError, RunHandle, end_run, read_journal, start_run, tracking_uri
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +93,38 @@ def test_a_line_cut_short_by_a_kill_costs_only_itself(tmp_path: Path) -> None:
         file.write('{"step": 2, "time_ms"')
     Journal(path).log(3, {"loss": 1.0})
     assert read_journal(path) == {1: {"loss": 2.0}, 3: {"loss": 1.0}}
+
+
+def test_warnings_within_a_block_are_lines_that_are_no_metrics(tmp_path: Path) -> None:
+    path = tmp_path / "m.jsonl"
+    journal = Journal(path)
+    with journal.warnings():
+        journal.log(1, {"loss": 2.0})
+        logging.getLogger("slidr.training.checkpoint").warning("%s is damaged", "step-1.pt")
+        logging.getLogger("elsewhere").warning("not ours")
+    logging.getLogger("slidr").warning("after the block")
+    assert read_journal(path) == {1: {"loss": 2.0}}
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["warning"] for line in lines if "warning" in line] == ["step-1.pt is damaged"]
+
+
+def test_a_journal_in_an_object_store_holds_what_was_flushed_and_goes_on_from_it(bucket: str) -> None:
+    path = storage.join(bucket, "runs", "one", "metrics.jsonl")
+    journal = Journal(path)
+    journal.log(1, {"loss": 2.0})
+    assert not storage.exists(path)
+    journal.flush()
+    journal.log(2, {"loss": 9.0})  # lost with its process
+    again = Journal(path)
+    again.log(2, {"loss": 1.0})
+    again.flush()
+    assert read_journal(path) == {1: {"loss": 2.0}, 2: {"loss": 1.0}}
+
+
+def test_a_journal_that_cannot_be_written_says_where_and_why(tmp_path: Path) -> None:
+    (tmp_path / "m.jsonl").mkdir()
+    with pytest.raises(JournalError, match=r"m\.jsonl: cannot be written \(Is a directory"):
+        Journal(tmp_path / "m.jsonl").log(1, {"loss": 1.0})
 
 
 def test_the_default_store_is_sqlite_beside_the_runs(tmp_path: Path) -> None:

@@ -1,9 +1,14 @@
-"""A progress bar for training that happens in other processes: it follows the run's journal."""
+"""What the terminal shows of training that happens in other processes: it follows the run's journal.
+
+A progress bar, and the workers' warnings.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,18 +16,19 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from slidr.data import storage
+
+_log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.5
+_POLL_REMOTE_SECONDS = 10.0  # in an object store, where a journal arrives in large pieces anyway
 _PLAIN_SECONDS = 15.0  # between lines where there is no terminal to draw on
 
 
 @contextlib.contextmanager
 def follow(journal: str | Path, steps: int, enabled: bool = True) -> Iterator[None]:
-    """Shows how far the run that writes `journal` is, until the block ends."""
-    if not enabled:
-        yield
-        return
+    """Shows how far the run that writes `journal` is, until the block ends; not `enabled`, only its warnings."""
     stop = threading.Event()
-    thread = threading.Thread(target=_show, args=(Path(journal), steps, stop), daemon=True)
+    thread = threading.Thread(target=_show, args=(os.fspath(journal), steps, stop, enabled), daemon=True)
     thread.start()
     try:
         yield
@@ -31,7 +37,7 @@ def follow(journal: str | Path, steps: int, enabled: bool = True) -> Iterator[No
         thread.join(timeout=5)
 
 
-def _show(journal: Path, steps: int, stop: threading.Event) -> None:
+def _show(journal: str, steps: int, stop: threading.Event, enabled: bool) -> None:
     console = Console(stderr=True, soft_wrap=True)
     reader = _Tail(journal)
     columns = (
@@ -41,14 +47,17 @@ def _show(journal: Path, steps: int, stop: threading.Event) -> None:
         TimeRemainingColumn(),
         TextColumn("{task.description}"),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=console, disable=not (enabled and console.is_terminal)) as bar:
         task = bar.add_task("starting workers", total=steps)
         since_line, printed = _PLAIN_SECONDS, ""
+        pause = _POLL_REMOTE_SECONDS if storage.is_remote(journal) else _POLL_SECONDS
         while True:
-            ended = stop.wait(_POLL_SECONDS)
+            ended = stop.wait(pause)
             fresh = reader.read()
-            since_line += _POLL_SECONDS
-            if fresh:
+            since_line += pause
+            for text in reader.take_warnings():
+                _log.warning("%s", text)
+            if fresh and enabled:
                 bar.update(task, completed=reader.step, description=reader.text())
                 line = f"training {reader.step}/{steps} {reader.text()}"
                 due = since_line >= _PLAIN_SECONDS or reader.step >= steps
@@ -64,29 +73,44 @@ class _Tail:
 
     _SHOWN = ("loss", "val_loss", "val_retrieval", "val_miou", "lr", "samples_per_second")
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str) -> None:
         self.path = path
-        self.position = path.stat().st_size if path.exists() else 0
+        self.position = len(storage.read_bytes(path)) if storage.exists(path) else 0
         self.step = 0
         self.values: dict[str, float] = {}
+        self._warnings: list[str] = []
 
     def read(self) -> bool:
-        """Takes in whole new lines; true when there were any."""
-        if not self.path.exists():
-            return False
-        with self.path.open("rb") as file:
-            file.seek(self.position)
-            fresh = file.read()
+        """Takes in whole new lines; true when there were metrics among them."""
+        fresh = self._fresh()
         whole = fresh[: fresh.rfind(b"\n") + 1]
         self.position += len(whole)
+        found = False
         for line in whole.splitlines():
             try:
                 entry = json.loads(line)
             except ValueError:  # cut short by a kill
                 continue
-            self.step = entry["step"]
+            if "warning" in entry:
+                self._warnings.append(entry["warning"])
+                continue
+            found, self.step = True, entry["step"]
             self.values.update(entry["metrics"])
-        return len(whole) > 0
+        return found
+
+    def take_warnings(self) -> list[str]:
+        """The warnings read since the last call."""
+        taken, self._warnings = self._warnings, []
+        return taken
+
+    def _fresh(self) -> bytes:
+        """The bytes from `position` on."""
+        try:
+            with storage.open_read(self.path) as file:
+                file.seek(self.position)
+                return file.read()
+        except (OSError, storage.DataError):  # not written yet, or a store that is away for a moment
+            return b""
 
     def text(self) -> str:
         shown = (f"{name} {self.values[name]:.4g}" for name in self._SHOWN if name in self.values)

@@ -48,6 +48,12 @@ def join(root: str | os.PathLike[str], *parts: str) -> str:
     return posixpath.join(base, *parts) + mark + query
 
 
+def sibling(path: str | os.PathLike[str], ending: str) -> str:
+    """The path of the file beside `path` whose name has `ending` added."""
+    base, mark, query = os.fspath(path).partition("?") if is_remote(path) else (join(path), "", "")
+    return base + ending + mark + query
+
+
 def safe_join(root: str | os.PathLike[str], relative: str) -> str:
     """The path of a file that lies inside `root`.
 
@@ -162,6 +168,11 @@ def delete(path: str | os.PathLike[str]) -> None:
         Path(join(path)).unlink(missing_ok=True)
     elif exists(path):
         _retrying(lambda: _filesystem(path).delete_file(_key(path)))
+
+
+def filesystem(path: str | os.PathLike[str]) -> tuple[fs.FileSystem | None, str]:
+    """pyarrow's file system of a URI and the path inside it; for a path of this machine, None and itself."""
+    return (_filesystem(path), _key(path)) if is_remote(path) else (None, join(path))
 
 
 def _reading(path: str | os.PathLike[str], read: Callable[[], T]) -> T:

@@ -1,18 +1,12 @@
-"""Made-up frames, real ones, and an object store."""
+"""Made-up frames and real ones."""
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow.fs
 import pytest
 
 from slidr.data.nuscenes import read_frames
@@ -89,44 +83,3 @@ def real_superpixels(real_frame: Frame, golden: Path, tmp_path_factory: pytest.T
 @pytest.fixture(scope="session")
 def without_cameras(make_frames: MakeFrames) -> list[Frame]:
     return [replace(frame, cameras=()) for frame in make_frames(2)]
-
-
-@pytest.fixture(scope="session")
-def bucket() -> Iterator[str]:
-    """An empty bucket of a real S3 server, as a URI that names its endpoint."""
-    pytest.importorskip("moto", reason="moto's S3 server is part of the development extra")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
-    before = {name: os.environ.get(name) for name in keys}
-    os.environ.update(keys)
-    command = "from moto.server import main; import sys; main(sys.argv[1:])"
-    server = subprocess.Popen(
-        [sys.executable, "-c", command, "-H", "127.0.0.1", "-p", str(port)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        _wait_for(port, server)
-        filesystem = pyarrow.fs.S3FileSystem(
-            endpoint_override=f"127.0.0.1:{port}", scheme="http", allow_bucket_creation=True
-        )
-        filesystem.create_dir("bucket")
-        yield f"s3://bucket/data?endpoint_override=127.0.0.1:{port}&scheme=http"
-    finally:
-        server.terminate()
-        server.wait()
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
-
-
-def _wait_for(port: int, server: subprocess.Popen[bytes]) -> None:
-    for _ in range(600):
-        assert server.poll() is None, "the S3 server ended"
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            return
-        except OSError:
-            time.sleep(0.1)
-    raise AssertionError("the S3 server does not answer")

@@ -1,0 +1,39 @@
+"""What the terminal shows of a run that other processes train."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+
+import pytest
+
+from slidr.cluster.progress import follow
+from slidr.tracking import Journal
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_workers_warnings_reach_the_driver_once_with_and_without_a_bar(
+    enabled: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    journal = Journal(path)
+    journal._append({"time_ms": 0, "warning": "of an earlier launch"})
+    with caplog.at_level(logging.WARNING), follow(path, 2, enabled):
+        time.sleep(0.2)
+        journal.log(1, {"loss": 3.25})
+        journal._append({"time_ms": 0, "warning": "step-00000001.pt: damaged"})
+    assert [record.getMessage() for record in caplog.records] == ["step-00000001.pt: damaged"]
+    assert ("loss 3.25" in capfd.readouterr().err) == enabled
+
+
+def test_metrics_in_an_object_store_are_followed_too(
+    bucket: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("slidr.cluster.progress._POLL_REMOTE_SECONDS", 0.1)
+    path = f"{bucket.partition('?')[0]}/followed/metrics.jsonl?{bucket.partition('?')[2]}"
+    with follow(path, 2):
+        journal = Journal(path)
+        journal.log(2, {"loss": 3.5})
+        journal.flush()
+    assert "training 2/2 loss 3.5" in capfd.readouterr().err
