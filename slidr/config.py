@@ -202,6 +202,11 @@ class ClusterConfig:
         """Whole CPUs that each worker of an elastic run keeps beside it for loading."""
         return -(-self.loader_cpus // max(1, self.max_workers))
 
+    @property
+    def reserved_cpus(self) -> int:
+        """CPUs that each worker reserves: its own, and in an elastic run those for its loading."""
+        return self.cpus_per_worker + (self.loader_cpus_per_worker if self.elastic else 0)
+
 
 @dataclass(frozen=True)
 class TrackingConfig:

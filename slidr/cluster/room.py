@@ -30,43 +30,46 @@ def shortage(cluster: ClusterConfig, nodes: Sequence[Node]) -> str | None:
     Workers that reserve every CPU would wait for ever for samples that no CPU is left to make. A worker does not
     span nodes.
     """
-    needed = cluster.num_workers * cluster.cpus_per_worker + cluster.loader_cpus
-    have = sum(node.cpus for node in nodes)
+    # An elastic run begins with its fewest workers, and each keeps the CPUs for its loading.
+    workers, cpus = cluster.min_workers, cluster.reserved_cpus
+    loader = 0 if cluster.elastic else cluster.loader_cpus
+    needed, have = workers * cpus + loader, sum(node.cpus for node in nodes)
     if have < needed:
         return (
-            f"cluster: {cluster.num_workers} workers x {cluster.cpus_per_worker} CPUs + {cluster.loader_cpus} "
-            f"loader CPUs need {needed} CPUs, the cluster has {have}; lower cluster.num_workers or "
-            f"cluster.cpus_per_worker, or add nodes (a cluster started here takes cluster.local_cpus)"
+            f"cluster: {workers} workers x {cpus} CPUs + {loader} loader CPUs need {needed} CPUs, the cluster has "
+            f"{have}; lower cluster.num_workers or cluster.cpus_per_worker, or add nodes (a cluster started here "
+            f"takes cluster.local_cpus)"
         )
-    places = sum(node.cpus // cluster.cpus_per_worker for node in nodes)
-    if places < cluster.num_workers:
+    places = sum(node.cpus // cpus for node in nodes)
+    if places < workers:
         return (
-            f"cluster.cpus_per_worker: {cluster.num_workers} workers of {cluster.cpus_per_worker} CPUs, but the nodes "
-            f"have room for {places} such workers; lower cluster.cpus_per_worker or add larger nodes"
+            f"cluster.cpus_per_worker: {workers} workers of {cpus} CPUs, but the nodes have room for {places} such "
+            f"workers; lower cluster.cpus_per_worker or add larger nodes"
         )
     if not cluster.use_gpu:
         return None
     gpus = sum(node.gpus for node in nodes)
-    if gpus < cluster.num_workers:
+    if gpus < workers:
         return (
-            f"cluster.use_gpu: {cluster.num_workers} workers need as many GPUs, the cluster has {gpus}; lower "
+            f"cluster.use_gpu: {workers} workers need as many GPUs, the cluster has {gpus}; lower "
             f"cluster.num_workers or set cluster.use_gpu: false"
         )
-    beside = sum(min(node.gpus, node.cpus // cluster.cpus_per_worker) for node in nodes)
-    if beside < cluster.num_workers:
+    beside = sum(min(node.gpus, node.cpus // cpus) for node in nodes)
+    if beside < workers:
         return (
-            f"cluster.cpus_per_worker: {cluster.num_workers} workers of 1 GPU and {cluster.cpus_per_worker} CPUs, but "
-            f"the nodes with GPUs have CPUs for {beside} such workers; lower cluster.cpus_per_worker"
+            f"cluster.cpus_per_worker: {workers} workers of 1 GPU and {cpus} CPUs, but the nodes with GPUs have CPUs "
+            f"for {beside} such workers; lower cluster.cpus_per_worker"
         )
     return None
 
 
 def bundles(cluster: ClusterConfig) -> list[dict[str, float]]:
     """What a training job reserves, as Ray's autoscaler wants to hear it: one entry a worker, one a loader CPU."""
-    worker: dict[str, float] = {"CPU": cluster.cpus_per_worker}
+    worker: dict[str, float] = {"CPU": cluster.reserved_cpus}
     if cluster.use_gpu:
         worker["GPU"] = 1
-    return [worker] * cluster.num_workers + [{"CPU": 1.0}] * cluster.loader_cpus
+    loader = 0 if cluster.elastic else cluster.loader_cpus
+    return [worker] * cluster.max_workers + [{"CPU": 1.0}] * loader
 
 
 def _await_nodes(cluster: ClusterConfig, problem: str | None) -> str | None:

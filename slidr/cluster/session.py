@@ -100,6 +100,13 @@ def request_nodes(bundles: list[dict[str, float]]) -> None:
     request_resources(bundles=bundles)
 
 
+def machines() -> list[str]:
+    """Host names of this process's machine and of all that may run workers."""
+    nodes = (node for node in ray.nodes() if node["Alive"])
+    hosts = {node["NodeManagerHostname"] for node in nodes if {"CPU", "GPU"} & node["Resources"].keys()}
+    return sorted(hosts | {socket.gethostname()})
+
+
 def _quieten(level: int) -> None:
     """Ray Data says little and draws nothing: the stages draw their own progress."""
     logging.getLogger("ray.data").setLevel(level)

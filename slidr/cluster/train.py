@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-import re
 import time
 from dataclasses import replace
 from typing import Any, Protocol
@@ -22,10 +22,7 @@ from slidr.data.loading import LocalLoader, Source, Subset, train_plan
 from slidr.training import workers
 from slidr.training.loop import Outcome, Task, fit
 from slidr.training.optim import total_steps
-from slidr.training.runs import RunFolder, claim, folder_of, identity
-
-_OUR_ERROR = re.compile(r"slidr(\.\w+)+: ")  # as a traceback's last line names it
-
+from slidr.training.runs import RunFolder, claim, folder_of, identity, require_same_data
 
 _log = logging.getLogger(__name__)
 HELD_OUT: dict[Subset, str] = {"val": "data.val_split", "score": "run.score_frames"}
@@ -68,10 +65,12 @@ def train(config: Config, stage: Stage, progress: bool = True) -> dict[str, Any]
     for subset, key in HELD_OUT.items():
         if source.count(subset) == 0:
             raise ConfigError(f"{key}: {config.data.frames} has no such frame to validate on")
-    if config.cluster.num_workers > 0:
+    if config.cluster.max_workers > 0:
         session.start(config.cluster)
         check_room(config.cluster)
+        check_tracking(config)
     folder = claim(config)
+    require_same_data(config, folder)
     finished = folder.result()
     if finished is not None:
         return finished
@@ -91,8 +90,8 @@ def train(config: Config, stage: Stage, progress: bool = True) -> dict[str, Any]
         status = "KILLED"
         raise
     finally:
-        tracking.Journal(folder.file("metrics.jsonl"), run).send()
         try:
+            tracking.Journal(folder.file("metrics.jsonl"), run).send()
             tracking.end_run(run, status, {"checkpoints": folder.checkpoints.path})
         except Exception as error:  # a store that went away must neither hide an error nor spoil a result
             _log.warning("MLflow could not be told that the run is %s (%s)", status, type(error).__name__)
@@ -123,39 +122,65 @@ def with_absolute_paths(config: Config) -> Config:
     )
 
 
+def check_tracking(config: Config) -> None:
+    """Raises `ConfigError` for runs kept in a file of this machine, when workers may run on other ones."""
+    uri, machines = tracking.tracking_uri(config), session.machines()
+    if uri.startswith("sqlite:") and len(machines) > 1:
+        raise ConfigError(
+            f"tracking.uri: {uri} is a file, and the cluster has {len(machines)} machines ({', '.join(machines[:4])}"
+            f"{', ...' if len(machines) > 4 else ''}) whose workers cannot share it; run `mlflow server "
+            f"--backend-store-uri {uri} --host ADDRESS` and set tracking.uri: http://ADDRESS:5000"
+        )
+
+
 def _run_workers(config: Config, stage: Stage, run: tracking.RunHandle) -> None:
     """Runs `_work` in every worker of a Ray Train group, or in this process for `cluster.num_workers: 0`."""
-    if config.cluster.num_workers == 0:
-        _work(config, stage, run, LocalLoader(stage.source(config)), _local_device(config))
+    folder = folder_of(config)
+    if config.cluster.max_workers == 0:
+        loader, device = LocalLoader(stage.source(config)), _local_device(config)
+        journal = tracking.Journal(folder.file("metrics.jsonl"), run)
+        try:
+            _work(config, stage, journal, loader, device)
+        except OSError as error:  # a full disk, a folder that went away
+            raise TrainingFailed(_broke_off(folder, str(error))) from error
         return
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
+    from slidr.cluster.failures import EndAtOnce, cause
+
     cluster = config.cluster
-    resources = {"CPU": cluster.cpus_per_worker, **({"GPU": 1} if cluster.use_gpu else {})}
-    folder = folder_of(config)
+    filesystem, path = storage.filesystem(folder.file("ray"))
     trainer = TorchTrainer(
         _ray_worker,
         train_loop_config={"config": to_dict(config), "stage": stage, "run": run},
         scaling_config=ScalingConfig(
-            num_workers=cluster.num_workers, use_gpu=cluster.use_gpu, resources_per_worker=resources
+            num_workers=cluster.num_workers,  # type: ignore[arg-type]  # the older Ray Train's stub
+            use_gpu=cluster.use_gpu,
+            resources_per_worker={"CPU": cluster.reserved_cpus, **({"GPU": 1} if cluster.use_gpu else {})},
         ),
         run_config=RunConfig(
             # Ray takes up whatever bears the same name; resuming is ours, so every launch has its own.
             name=f"{identity(config)}-{time.time_ns()}",
-            storage_path=folder.file("ray"),
+            storage_path=path,
+            storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=cluster.max_failures),
+            callbacks=[EndAtOnce()],  # type: ignore[list-item]
         ),
     )
     try:
         trainer.fit()
     except Exception as error:
-        newest = folder.checkpoints.steps()
-        where = f"from step {newest[-1]} with --run.resume" if newest else "by starting again: nothing was trained yet"
-        raise TrainingFailed(
-            f"{folder.path}: training broke off: {_cause(error)}\n"
-            f"Once the cause is mended, continue {where}; with other values of the method, under another --run.name"
-        ) from error
+        raise TrainingFailed(_broke_off(folder, cause(error))) from error
+
+
+def _broke_off(folder: RunFolder, reason: str) -> str:
+    newest = folder.checkpoints.steps()
+    where = f"from step {newest[-1]} with --run.resume" if newest else "by starting again: nothing was trained yet"
+    return (
+        f"{folder.path}: training broke off: {reason}\n"
+        f"Once the cause is mended, continue {where}; with other values of the method, under another --run.name"
+    )
 
 
 def _ray_worker(payload: dict[str, Any]) -> None:
@@ -164,6 +189,7 @@ def _ray_worker(payload: dict[str, Any]) -> None:
     from ray.train.torch import get_device
 
     config = decode(payload["config"])
+    folder_of(config).require_visible()
     context = ray.train.get_context()
     loader = RayLoader(
         payload["stage"].source(config), config.cluster, context.get_world_rank(), context.get_world_size()
@@ -171,26 +197,28 @@ def _ray_worker(payload: dict[str, Any]) -> None:
     device = get_device() if config.cluster.use_gpu else torch.device("cpu")
     # More threads than CPUs reserved would spin at each other's barriers.
     torch.set_num_threads(config.cluster.cpus_per_worker)
-    _work(config, payload["stage"], payload["run"], loader, device)
+    journal = tracking.Journal(folder_of(config).file("metrics.jsonl"), payload["run"])
+    with journal.warnings() if workers.rank() == 0 else contextlib.nullcontext():
+        _work(config, payload["stage"], journal, loader, device)
 
 
 def _work(
     config: Config,
     stage: Stage,
-    run: tracking.RunHandle,
+    journal: tracking.Journal,
     loader: RayLoader | LocalLoader,
     device: torch.device,
 ) -> None:
     """One worker's part: train, score, and (rank 0) write what is left to keep."""
     folder = folder_of(config)
     task = stage.task(config)
-    journal = tracking.Journal(folder.file("metrics.jsonl"), run)
     started = time.time()
-    outcome = fit(task, loader, config, folder.checkpoints, device, journal.log)
+    outcome = fit(task, loader, config, folder.checkpoints, device, journal.log, journal.flush)
     scores = stage.scores(task, config, loader, device)
     if workers.rank() != 0:
         return
     journal.log(outcome.step, scores)
+    journal.flush()
     journal.send()
     folder.finish(
         {
@@ -208,15 +236,3 @@ def _work(
 
 def _local_device(config: Config) -> torch.device:
     return torch.device("cuda" if config.cluster.use_gpu else "cpu")
-
-
-def _cause(error: BaseException) -> str:
-    """The line that says what went wrong in a worker, out of Ray's nested reports."""
-    failures = getattr(error, "worker_failures", None) or {}
-    for rank, failure in sorted(failures.items()):
-        text = str(failure).strip().splitlines()
-        # An error of ours in a loading task is wrapped in Ray Data's, which ends with advice on retries.
-        ours = [line.partition(": ")[2] for line in text if _OUR_ERROR.match(line)]
-        return f"worker {rank}: {(ours or text or [type(failure).__name__])[-1]}"
-    text = str(error).strip().splitlines()
-    return text[-1] if text else type(error).__name__

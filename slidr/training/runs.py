@@ -1,8 +1,9 @@
 """A run's folder: who owns it, what it was started with, and how it ended.
 
 runs/NAME/config.yaml     what it was started with
+runs/NAME/data.json       fingerprints of the data it was started on
 runs/NAME/checkpoints/    see `slidr.training.checkpoint`
-runs/NAME/metrics.jsonl   one line a logged step
+runs/NAME/metrics.jsonl   one line a logged step, and the workers' warnings
 runs/NAME/student.pt      the final student in SLidR's published layout
 runs/NAME/method.png      one held-out keyframe through both networks (pretraining)
 runs/NAME/result.json     the final scores; its presence says that the run is finished
@@ -10,7 +11,9 @@ runs/NAME/result.json     the final scores; its presence says that the run is fi
 
 from __future__ import annotations
 
+import hashlib
 import json
+import socket
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,6 +33,7 @@ from slidr.config import (
     to_dict,
 )
 from slidr.data import storage
+from slidr.data.loading import subset_frames
 from slidr.training.checkpoint import CheckpointFolder
 
 
@@ -68,6 +72,14 @@ class RunFolder:
             return text
         return storage.read_bytes(path).decode() if storage.exists(path) else None
 
+    def require_visible(self) -> None:
+        """Raises `RunError` in a process that does not see the folder, which `claim` made elsewhere."""
+        if not storage.exists(self.file("config.yaml")):
+            raise RunError(
+                f"{self.path}: not there on {socket.gethostname()}; run.folder must be storage that every node sees: "
+                f"a folder mounted on all of them, or s3://"
+            )
+
 
 def folder_of(config: Config) -> RunFolder:
     """The folder that a config's run lives in."""
@@ -101,6 +113,7 @@ def claim(config: Config) -> RunFolder:
     A folder that holds another run, or this one without `run.resume`, is refused: nothing is ever overwritten.
     """
     folder = folder_of(config)
+    storage.sweep_temporary(folder.path)
     known = folder.file("config.yaml")
     unproven = not folder.checkpoints.steps() and folder.result() is None
     if not storage.exists(known) or unproven:  # a run that never got to a checkpoint has nothing to lose
@@ -120,10 +133,39 @@ def claim(config: Config) -> RunFolder:
     return folder
 
 
+def require_same_data(config: Config, folder: RunFolder) -> None:
+    """Keeps the fingerprints of a run's data in its folder; raises `RunError` where they are not those it began with.
+
+    The same frame table may lie elsewhere, and so may the data root: what counts is what they hold. Of the data root
+    that is the first training frame's sweep and images.
+    """
+    frames = subset_frames(config, "train")
+    first = frames[0]
+    digest = hashlib.sha256()
+    for path in (first.lidar_path, *(camera.image_path for camera in first.cameras)):
+        digest.update(storage.read_bytes(storage.safe_join(config.data.root, path)))
+    now = {"frames": frames.fingerprint, "root": digest.hexdigest()}
+    known = folder.note("data.json")
+    if known is None or not (folder.checkpoints.steps() or folder.result()):
+        folder.note("data.json", json.dumps(now, indent=2))
+        return
+    for key, value in json.loads(known).items():
+        if now[key] != value:
+            what = "the frame table was written anew from other data" if key == "frames" else "it holds other files"
+            raise RunError(
+                f"data.{key}: {getattr(config.data, key)}: {what} since {folder.path} was started; put the old data "
+                f"back, or choose another --run.name"
+            )
+
+
 def _differences(before: Config, after: Config) -> str:
     old, new = to_dict(before), to_dict(after)
     skip = {"tracking", "run", "cluster"}
-    return ", ".join(_differing(old, new, "", skip)) or "run.seed or cluster"
+    lines = _differing(old, new, "", skip)
+    for section, keys in (("run", ("seed", "score_frames")), ("cluster", ("num_workers", "use_gpu"))):
+        was, now = ({key: values[section][key] for key in keys} for values in (old, new))
+        lines += _differing(was, now, f"{section}.", set())
+    return ", ".join(lines)
 
 
 def _differing(old: dict[str, Any], new: dict[str, Any], prefix: str, skip: set[str]) -> list[str]:

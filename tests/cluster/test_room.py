@@ -83,3 +83,17 @@ def test_a_wait_for_nodes_that_never_come_ends_with_what_is_missing(monkeypatch:
     with pytest.raises(ClusterError, match=r"need 2 CPUs, the cluster has 1.*within cluster\.scale_up_s \(0\.05 s\)"):
         check_room(ClusterConfig(scale_up_s=0.05))
     assert asked[-1] == []
+
+
+def test_an_elastic_run_needs_room_for_its_fewest_workers_each_with_its_loader() -> None:
+    def fits(low: int, high: int, loader_cpus: int, *cpus: int) -> bool:
+        cluster = ClusterConfig(num_workers=(low, high), loader_cpus=loader_cpus)
+        return shortage(cluster, [Node(count) for count in cpus]) is None
+
+    assert fits(1, 8, 1, 2)
+    assert not fits(1, 8, 1, 1, 1)  # a worker and its loader are on one node
+    assert fits(2, 8, 1, 2, 2)
+    assert not fits(2, 8, 1, 3)
+    assert fits(1, 2, 4, 3)  # 2 of the 4 loader CPUs beside each
+    assert not fits(1, 2, 4, 2)
+    assert bundles(ClusterConfig(num_workers=(1, 2), loader_cpus=4)) == [{"CPU": 3}] * 2

@@ -11,71 +11,21 @@ from typing import Any
 
 import pytest
 import torch
+from training_runs import losses, named, weights
 
+from slidr.cluster import session
 from slidr.cluster.pretrain import pretrain
-from slidr.cluster.superpixels import compute_superpixels
 from slidr.cluster.superpixels import folder_of as superpixel_folder
-from slidr.cluster.train import TrainingFailed
-from slidr.config import (
-    AugmentConfig,
-    ClusterConfig,
-    Config,
-    DataConfig,
-    LossConfig,
-    OptimConfig,
-    RunConfig,
-    StudentConfig,
-    SuperpixelConfig,
-    TeacherConfig,
-    VoxelConfig,
-)
-from slidr.data.frames import write_frames
+from slidr.cluster.train import TrainingFailed, check_tracking
+from slidr.config import Config, ConfigError, TrackingConfig
+from slidr.data.frames import read_frames, write_frames
 from slidr.data.loading import PairSource
-from slidr.data.nuscenes import read_frames
 from slidr.models.minkunet import MinkUNet14
 from slidr.models.weights import load_student
-from slidr.tracking import read_journal, tracking_uri
-from slidr.training.checkpoint import CheckpointFolder
+from slidr.tracking import tracking_uri
 from slidr.training.runs import RunError
 
 pytestmark = pytest.mark.ray
-
-
-@pytest.fixture(scope="module")
-def base(tiny_world: Path, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """A config whose frame table and superpixels exist, and whose networks are small."""
-    folder = tmp_path_factory.mktemp("train")
-    config = Config(
-        data=DataConfig(
-            root=str(tiny_world),
-            frames=str(folder / "frames.parquet"),
-            max_val_frames=2,
-            image_size=(56, 104),
-            voxel=VoxelConfig(size=(0.4, 2.0, 0.4)),
-            augment=AugmentConfig(crop=False, drop_cuboid=False),
-        ),
-        superpixels=SuperpixelConfig(folder=str(folder / "superpixels"), segments=40, sigma=1.0),
-        student=StudentConfig(name="minkunet14", width=0.25),
-        teacher=TeacherConfig(name="efficientnet_lite0", weights="imagenet"),
-        loss=LossConfig(gather_negatives=True),
-        # Gently: large steps, and Adam's division by tiny gradients, blow float32's rounding up within ten steps.
-        optim=OptimConfig(lr=1e-3, epochs=10, max_steps=10, batch_size=2),
-        run=RunConfig(folder=str(folder / "runs"), log_every=1, checkpoint_every=4, score_frames=2),
-        cluster=ClusterConfig(num_workers=0),
-    )
-    frames = read_frames(tiny_world, "v1.0-trainval")
-    write_frames(frames, config.data.frames)
-    report = compute_superpixels(frames, config.data, config.superpixels, config.cluster, progress=False)
-    assert not report.failed
-    return config
-
-
-def named(config: Config, name: str, workers: int = 0, **run: Any) -> Config:
-    return replace(
-        config,
-        run=replace(config.run, name=name, **run),
-        cluster=replace(config.cluster, num_workers=workers),
-    )
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -92,17 +42,6 @@ def alone(base: Config) -> tuple[Config, dict[str, Any]]:
     """An undisturbed run in this process, and its scores."""
     config = named(base, "alone")
     return config, pretrain(config, progress=False)
-
-
-def losses(config: Config) -> list[float]:
-    journal = read_journal(Path(config.run.folder, config.run.name, "metrics.jsonl"))
-    return [metrics["loss"] for _, metrics in sorted(journal.items()) if "loss" in metrics]
-
-
-def weights(config: Config) -> dict[str, torch.Tensor]:
-    state = CheckpointFolder(str(Path(config.run.folder, config.run.name, "checkpoints"))).newest()
-    assert state is not None
-    return {**state["student"], **{f"head.{name}": value for name, value in state["head"].items()}}
 
 
 def test_a_run_leaves_scores_checkpoints_a_student_and_an_mlflow_run(alone: tuple[Config, dict[str, Any]]) -> None:
@@ -140,7 +79,7 @@ def test_an_interrupted_run_ends_in_the_same_weights(
     def dying_sample(self: Any, *arguments: Any) -> Any:
         nonlocal made
         made += 1
-        if made == 13:  # within step 7; the last checkpoint is from step 4
+        if made == 10:  # within step 4; the last checkpoint is step 3's, in the middle of the second epoch
             raise KeyboardInterrupt
         return real_sample(self, *arguments)
 
@@ -164,18 +103,29 @@ def test_resuming_with_other_values_is_refused_by_key(base: Config, alone: tuple
         pretrain(other, progress=False)
 
 
+def test_resuming_on_other_data_is_refused(
+    base: Config, alone: tuple[Config, dict[str, Any]], tiny_world: Path, tmp_path: Path
+) -> None:
+    config = named(base, "alone", resume=True)
+    moved = tmp_path / "moved"
+    shutil.copytree(tiny_world, moved)
+    elsewhere = replace(config, data=replace(config.data, root=str(moved)))
+    assert pretrain(elsewhere, progress=False) == alone[1]
+    for sweep in moved.glob("samples/LIDAR_TOP/*"):
+        sweep.write_bytes(sweep.read_bytes()[20:])
+    with pytest.raises(RunError, match=r"data\.root: .*moved: it holds other files"):
+        pretrain(elsewhere, progress=False)
+    frames = read_frames(config.data.frames)
+    turned = [replace(frame, cameras=frame.cameras[::-1]) for frame in frames]
+    write_frames(turned, str(tmp_path / "other.parquet"))
+    rebuilt = replace(config, data=replace(config.data, frames=str(tmp_path / "other.parquet")))
+    with pytest.raises(RunError, match=r"data\.frames: .*other\.parquet: the frame table was written anew"):
+        pretrain(rebuilt, progress=False)
+
+
 def test_resuming_a_finished_run_returns_its_scores(alone: tuple[Config, dict[str, Any]]) -> None:
     config, result = alone
     assert pretrain(named(config, "alone", resume=True), progress=False) == result
-
-
-@pytest.fixture(scope="module")
-def on_ray(base: Config) -> dict[int, Config]:
-    """The same run on one and on two Ray workers."""
-    configs = {workers: named(base, f"ray-{workers}", workers) for workers in (1, 2)}
-    for config in configs.values():
-        pretrain(config, progress=False)
-    return configs
 
 
 def test_one_ray_worker_equals_the_calling_process(
@@ -211,6 +161,21 @@ def test_a_split_without_frames_is_refused_before_anything_starts(base: Config) 
 
 
 def test_a_failing_worker_ends_the_run_with_its_reason(base: Config) -> None:
+    """At once: another try would end the same way, however many are left."""
+    from ray.train import ControllerError
+
     config = named(replace(base, optim=replace(base.optim, lr=1e30)), "diverging", workers=1)
-    with pytest.raises(TrainingFailed, match=r"optim\.lr"):
+    config = replace(config, cluster=replace(config.cluster, max_failures=3))
+    with pytest.raises(TrainingFailed, match=r"worker 0: step .*optim\.lr") as caught:
         pretrain(config, progress=False)
+    assert isinstance(caught.value.__cause__, ControllerError)  # Ray's for restarts used up is WorkerGroupError
+
+
+def test_a_tracking_file_is_refused_where_workers_may_run_on_other_machines(
+    ray_cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_tracking(Config())
+    monkeypatch.setattr(session, "machines", lambda: ["one", "two"])
+    with pytest.raises(ConfigError, match=r"tracking\.uri: sqlite:.*2 machines \(one, two\).*mlflow server"):
+        check_tracking(Config())
+    check_tracking(Config(tracking=TrackingConfig(uri="http://one:5000")))

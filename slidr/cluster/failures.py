@@ -1,0 +1,59 @@
+"""What a failed training worker says: the cause in one line, and whether another try could end otherwise.
+
+A worker that is killed, or whose node is lost, is started again (`cluster.max_failures`). An error that this project
+raises itself (a loss that diverged, a damaged file, a full disk) would only come back: it ends the run at once.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from ray.train import UserCallback
+
+_OUR_ERROR = re.compile(r"slidr(\.\w+)+: ")  # as a traceback's last line names it
+_NO_SPACE = re.compile(r"OSError: \[Errno 28\] .*")  # ENOSPC
+
+
+class WouldFailAgain(RuntimeError):
+    """An error in a worker that a restart cannot mend; the message is the worker's."""
+
+
+class EndAtOnce(UserCallback):
+    """Ends a run whose worker failed by an error of ours, however many restarts it has left.
+
+    Ray asks it in the run's controller, and takes an exception of a callback for the run's end.
+    """
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        for rank, error in sorted(worker_exceptions.items()):
+            ours = _ours(error)
+            if ours is not None:
+                raise WouldFailAgain(f"worker {rank}: {ours}")
+
+
+def cause(error: BaseException) -> str:
+    """The line that says what went wrong in a worker, out of Ray's nested reports."""
+    ended = getattr(error, "controller_failure", None)
+    if isinstance(ended, WouldFailAgain):
+        return str(ended)
+    failures: dict[int, Exception] = getattr(error, "worker_failures", None) or {}
+    # The worker that failed by itself, before those that then missed it.
+    for rank, failure in sorted(failures.items(), key=lambda item: (_ours(item[1]) is None, item[0])):
+        text = str(failure).strip().splitlines()
+        return f"worker {rank}: {_ours(failure) or (text or [type(failure).__name__])[-1]}"
+    text = str(error).strip().splitlines()
+    return text[-1] if text else type(error).__name__
+
+
+def _ours(error: BaseException) -> str | None:
+    """The message of an error that this project raised, in a worker or in a loading task of it; else None."""
+    if type(error).__module__.split(".")[0] == "slidr":
+        return str(error)
+    # Ray wraps errors of other processes, and Ray Data's end with advice on retries: the traceback tells.
+    for line in str(error).strip().splitlines():
+        if _OUR_ERROR.match(line):
+            return line.partition(": ")[2]
+        if _NO_SPACE.match(line):
+            return line
+    return None
