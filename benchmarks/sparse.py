@@ -5,11 +5,16 @@
 Runs of both engines alternate in one process, so that a busy machine slows both alike. GFLOP count the multiply-adds
 that the kernel maps ask for (2 per pair and weight); backward counts twice the forward. The GEMM peak is the best
 float32 matrix product measured between the runs. Peak memory is measured in a fresh process per engine.
+
+Where there is a CUDA device, a second table follows: training steps (maps, forward, backward, SGD) on a batch of four
+clouds under bfloat16 autocast, timed by CUDA events, with each algorithm of the torch engine forced and with the
+measured choice between them, and how far its output is from float32 on the CPU.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import platform
@@ -18,6 +23,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +34,7 @@ from torch import Tensor
 from slidr.models.minkunet import MinkUNet34C
 from slidr.sparse import SparseTensor, modules
 from slidr.sparse import functional as sparse_functional
+from slidr.sparse.choice import SWITCH
 
 SHARED = Path(os.environ.get("SLIDR_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
@@ -145,6 +152,86 @@ def high_water() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
+def batch_of(clouds: int) -> tuple[Tensor, Tensor]:
+    """Intensities and coordinates of `clouds` copies of the cloud as one batch, each turned by some whole cells."""
+    features, coordinates, _ = cloud()
+    parts = [coordinates + coordinates.new_tensor([b, 0, 3 * b, 0]) for b in range(clouds)]
+    return features.repeat(clouds, 1), torch.cat(parts)
+
+
+def training_step(model: MinkUNet34C, optimizer: torch.optim.Optimizer, features: Tensor, coordinates: Tensor) -> None:
+    """One step under bfloat16 autocast on the tensors' device, kernel maps and optimizer included."""
+    optimizer.zero_grad(set_to_none=True)
+    with torch.autocast(features.device.type, torch.bfloat16):
+        out = model(SparseTensor(features, coordinates)).features
+    (out.float() * out.detach().float().roll(1, 0)).sum().backward()
+    optimizer.step()
+
+
+def cuda_milliseconds(step: Callable[[], None], runs: int, warm_up: int = 5) -> float:
+    """Median time of a step between CUDA events."""
+    for _ in range(warm_up):  # compiles kernels and times the algorithms
+        step()
+    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(runs)]
+    for start, end in events:
+        start.record()
+        step()
+        end.record()
+    torch.cuda.synchronize()
+    return statistics.median(start.elapsed_time(end) for start, end in events)
+
+
+def measure_cuda(runs: int, clouds: int = 4) -> dict[str, Any]:
+    features, coordinates = (t.cuda() for t in batch_of(clouds))
+    result: dict[str, Any] = {
+        "device": torch.cuda.get_device_name(),
+        "clouds": clouds,
+        "voxels": len(coordinates),
+        "runs": runs,
+        "steps": {},
+    }
+    for algorithm in ("gather", "triton", "measured"):
+        os.environ[SWITCH] = algorithm if algorithm != "measured" else ""
+        model = build("torch").cuda()
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
+        torch.cuda.reset_peak_memory_stats()
+        step = functools.partial(training_step, model, optimizer, features, coordinates)
+        try:
+            milliseconds = cuda_milliseconds(step, runs)
+        except ValueError as error:  # triton is not installed
+            print(f"{algorithm}: skipped ({error})", file=sys.stderr)
+            continue
+        result["steps"][algorithm] = {
+            "milliseconds": milliseconds,
+            "peak_mib": torch.cuda.max_memory_allocated() / 2**20,
+            "error": distance_from_float32(features, coordinates),
+        }
+    return result
+
+
+def distance_from_float32(features: Tensor, coordinates: Tensor) -> float:
+    """Relative distance of bfloat16 features on the tensors' device from float32 ones on the CPU, in eval mode."""
+    model = build("torch").eval()
+    with torch.no_grad():
+        expected = model(SparseTensor(features.cpu(), coordinates.cpu())).features
+        with torch.autocast(features.device.type, torch.bfloat16):
+            got = model.to(features.device)(SparseTensor(features, coordinates)).features
+    return float((got.float().cpu() - expected).norm() / expected.norm())
+
+
+def cuda_table(result: dict[str, Any]) -> str:
+    lines = [
+        f"MinkUNet34C training step, {result['device']}, {result['clouds']} clouds ({result['voxels']} voxels), "
+        f"bfloat16 autocast, medians of {result['runs']}",
+        f"{'algorithm':<10} {'step ms':>8} {'peak MiB':>9} {'from float32':>13}",
+    ]
+    lines += [
+        f"{name:<10} {e['milliseconds']:>8.1f} {e['peak_mib']:>9.0f} {e['error']:>13.1e}"
+        for name, e in result["steps"].items()
+    ]
+    return "\n".join(lines)
+
+
 def measure(threads: int, runs: int) -> dict[str, Any]:
     torch.set_num_threads(threads)
     features, coordinates, source = cloud()
@@ -221,6 +308,9 @@ def main() -> None:
     args = parser.parse_args()
     result = measure(args.threads, args.runs)
     print(table(result))
+    if torch.cuda.is_available():
+        result["cuda"] = measure_cuda(max(args.runs, 20))
+        print(cuda_table(result["cuda"]))
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(result, indent=2) + "\n")
 

@@ -23,6 +23,7 @@ from slidr.sparse.tiles import ROWS, chunks_of, tiles_of
 WIDEST = 128  # channels of one program's output
 PROGRAMS = 512  # enough to keep every GPU of today busy
 SHORTEST, LONGEST = 256, 8192  # pairs of a chunk
+STAGES = 5  # of the loop: row numbers are fetched two steps ahead of the rows, rows two ahead of their product
 
 
 @triton.jit
@@ -141,7 +142,7 @@ def convolve(x: Float[Tensor, "V C"], weight: Float[Tensor, "K C D"], kernel_map
         PRECISION=_precision(),
         WIDEN=_must_widen(x),
         num_warps=4,
-        num_stages=3,
+        num_stages=STAGES,
     )
     return out
 
@@ -183,7 +184,7 @@ def weight_gradient(
         PRECISION=_precision(),
         WIDEN=_must_widen(x),
         num_warps=8 if block_c * block_d > 64 * 128 else 4,
-        num_stages=3,
+        num_stages=STAGES,
     )
     every = torch.arange(len(chunks), dtype=torch.int32, device=x.device)
     total = torch.embedding_bag(partial.flatten(1), every, chunks.first_chunk, mode=0, include_last_offset=True)[0]

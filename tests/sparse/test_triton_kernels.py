@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -164,6 +167,54 @@ def test_a_network_gives_the_same_by_either_algorithm(precision: torch.dtype, mo
         results[algorithm] = [out.detach(), *(p.grad for p in model.parameters())]
     for got, expected in zip(results["triton"], results["gather"], strict=True):
         assert far(got, expected) < (1e-5 if precision == torch.float32 else 3e-2)
+
+
+COMPILE = """
+import re, subprocess, triton, triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from slidr.sparse import triton_kernels as kernels
+
+def resources(kernel, types, constants, capability, warps):
+    names = kernel.arg_names
+    source = ASTSource(
+        kernel,
+        signature={n: types.get(n, "constexpr") for n in names},
+        constexprs={(names.index(n),): v for n, v in constants.items()},
+        attrs={(names.index(n),): [["tt.divisibility", 16]] for n in types},
+    )
+    options = {"num_warps": warps, "num_stages": kernels.STAGES}
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    words = re.findall(r"cp[.]async[.]c[ag][.]shared[.]global[^;]*?, (0x[0-9a-f]+|[0-9]+), ", compiled.asm["ptx"])
+    local = len(re.findall(r"[.]local", compiled.asm["ptx"]))
+    print(compiled.metadata.shared, local, max(int(word, 0) for word in words), "mma" in compiled.asm["ptx"])
+
+C, D = 96, 128
+shared = {"C": C, "D": D, "BLOCK_D": 128, "SUM": tl.float32, "PRECISION": "ieee", "WIDEN": False}
+lists = {n: "*i32" for n in ("rows_of_tile", "first_block", "offset_of_block", "rows_of_block")}
+for capability in (80, 90):
+    for forward in (True, False):
+        strides = {"stride_k": "i32", "stride_c" if forward else "stride_d": "i32"}
+        one = {"stride_d" if forward else "stride_c": 1}
+        types = {"x": "*bf16", "weight": "*bf16", "out": "*bf16", **lists, **strides}
+        constants = {**shared, **one, "M": kernels.ROWS, "BLOCK_C": 64}
+        resources(kernels._convolve, types, constants, capability, 4)
+    rows = {"input_rows": "*i64", "output_rows": "*i64", "first_pair": "*i32", "last_pair": "*i32"}
+    types = {"x": "*bf16", "grad": "*bf16", "partial": "*fp32", **rows}
+    resources(kernels._weight_gradient, types, {**shared, "BLOCK_P": 64, "BLOCK_C": 128}, capability, 8)
+"""
+
+
+@needs_triton
+def test_kernels_compile_for_data_centre_gpus_to_tensor_cores_and_wide_asynchronous_copies() -> None:
+    compiles = {**os.environ, "TRITON_INTERPRET": "0"}  # the compiler needs no GPU
+    done = subprocess.run([sys.executable, "-c", COMPILE], capture_output=True, text=True, check=True, env=compiles)
+    kernels = [line.split() for line in done.stdout.splitlines()]
+    assert len(kernels) == 6
+    for shared_bytes, spills, widest_copy, tensor_cores in kernels:
+        assert int(shared_bytes) <= 160 * 1024, "an A100's limit for one program is 163 KiB"
+        assert spills == "0"
+        assert (widest_copy, tensor_cores) == ("16", "True")
 
 
 @pytest.mark.parametrize("kind", KINDS)
