@@ -121,7 +121,9 @@ class _NormReLU(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, inverse, out = ctx.saved_tensors
         if out is not None:
-            grad = torch.ops.aten.threshold_backward(grad.contiguous(), out, 0)
+            # Only a residual's gradient outlives this call.
+            masked = torch.empty_like(out) if ctx.needs_input_grad[3] else gather.scratch("masked", out, *out.shape)
+            grad = torch.ops.aten.threshold_backward(grad.contiguous(), out, 0, grad_input=masked)
         grads = torch.ops.aten.native_batch_norm_backward(
             grad.contiguous(),
             x,

@@ -6,6 +6,8 @@ added by one segment sum that writes every row once, in a fixed order (no atomic
 
 from __future__ import annotations
 
+import threading
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -15,8 +17,8 @@ from slidr.sparse.kernel_map import KernelMap
 
 def convolve(x: Float[Tensor, "V C"], weight: Float[Tensor, "K C D"], kernel_map: KernelMap) -> Float[Tensor, "W D"]:
     """out[o] = sum over the pairs (i, o, k) of x[i] @ weight[k]."""
-    x_of = _Gather(x, kernel_map.input_rows, kernel_map)
-    products = x.new_empty(kernel_map.num_pairs, weight.shape[2])
+    x_of = _Gather("inputs", x, kernel_map.input_rows, kernel_map)
+    products = scratch("products", x, kernel_map.num_pairs, weight.shape[2])
     for k, first, last in kernel_map.slices:
         torch.mm(x_of(k, first, last), weight[k], out=products[first:last])
     return _segment_sum(products, kernel_map)
@@ -34,10 +36,10 @@ def gradients(
 
     The gathered gradient serves both.
     """
-    grad_of = _Gather(grad, kernel_map.output_rows, kernel_map)
-    x_of = _Gather(x, kernel_map.input_rows, kernel_map) if weight_wanted else None
+    grad_of = _Gather("gradients", grad, kernel_map.output_rows, kernel_map)
+    x_of = _Gather("inputs", x, kernel_map.input_rows, kernel_map) if weight_wanted else None
     grad_weight = torch.zeros_like(weight) if weight_wanted else None
-    products = x.new_empty(kernel_map.num_pairs, weight.shape[1]) if x_wanted else None
+    products = scratch("products", x, kernel_map.num_pairs, weight.shape[1]) if x_wanted else None
     for k, first, last in kernel_map.slices:
         grad_block = grad_of(k, first, last)
         if x_of is not None and grad_weight is not None:
@@ -46,6 +48,33 @@ def gradients(
             torch.mm(grad_block, weight[k].t(), out=products[first:last])
     grad_x = _segment_sum(products, kernel_map.transposed()) if products is not None else None
     return grad_x, grad_weight
+
+
+_LEAST = 2**26  # bytes; the C library takes blocks beyond 2**25 from the system, never from the heap
+
+
+class _Buffers(threading.local):
+    def __init__(self) -> None:
+        self.of: dict[tuple[str, torch.dtype], Tensor] = {}
+
+
+_buffers = _Buffers()
+
+
+def scratch(use: str, like: Tensor, rows: int, columns: int) -> Tensor:
+    """Memory for (rows, columns) values that nothing outlives; `use` tells apart what is needed at once.
+
+    On the CPU it is kept and used again: large blocks that come and go leave holes in the heap between what stays. It
+    is asked for in pieces so large that they never come from the heap; pages that are not used take no memory. CUDA's
+    allocator has pools of its own.
+    """
+    if like.device.type != "cpu":
+        return like.new_empty(rows, columns)
+    kept = _buffers.of.get((use, like.dtype))
+    if kept is None or kept.numel() < rows * columns:
+        _buffers.of.pop((use, like.dtype), None)
+        kept = _buffers.of[use, like.dtype] = like.new_empty(max(_LEAST // like.element_size(), 2 * rows * columns))
+    return kept[: rows * columns].view(rows, columns)
 
 
 def _segment_sum(products: Tensor, kernel_map: KernelMap) -> Tensor:
@@ -62,10 +91,10 @@ class _Gather:
     every row with itself gets `x`, not a copy.
     """
 
-    def __init__(self, x: Tensor, rows: Tensor, kernel_map: KernelMap) -> None:
+    def __init__(self, use: str, x: Tensor, rows: Tensor, kernel_map: KernelMap) -> None:
         self.x, self.rows, self.identity = x.contiguous(), rows, kernel_map.identity
         most = max((n for k, n in enumerate(kernel_map.counts) if k != self.identity), default=0)
-        self.buffer = x.new_empty(most, x.shape[1])
+        self.buffer = scratch(use, x, most, x.shape[1])
 
     def __call__(self, k: int, first: int, last: int) -> Tensor:
         if k == self.identity:

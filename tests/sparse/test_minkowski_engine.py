@@ -68,6 +68,18 @@ def test_minkowski_matches_the_original_on_the_real_keyframe(golden: Path) -> No
 
 
 @needs_minkowski
+def test_minkowski_gradient_norms_match_the_original(golden: Path, manifest: dict[str, Any]) -> None:
+    coordinates = np.load(golden / "minkunet.npz")["coords"]
+    coordinates = np.concatenate([np.zeros((len(coordinates), 1)), coordinates], axis=1).astype(np.int32)
+    model = load_named_weights(MinkUNet34C(engine="minkowski")).train()
+    x = SparseTensor(torch.from_numpy(named_normal("features", (len(coordinates), 1))), torch.from_numpy(coordinates))
+    out = model(x).features
+    (out * torch.from_numpy(named_normal("cotangent", tuple(out.shape)))).sum().backward()
+    got = {name: float(p.grad.norm()) for name, p in model.named_parameters()}
+    assert got == pytest.approx(manifest["minkunet_64_grad_norm"], rel=1e-2)
+
+
+@needs_minkowski
 def test_importing_minkowski_leaves_collections_as_it_was() -> None:
     import slidr.sparse.minkowski  # noqa: F401
 
