@@ -44,6 +44,9 @@ Precision = Literal["float32", "bfloat16", "float16"]
 _MANY_WORKERS = 4096  # beyond it no batch divides anyway
 
 
+MINKUNET_STRIDE = 16
+
+
 class ConfigError(ValueError):
     """A configuration that cannot be used; the message names the key, what it got and what it takes."""
 
@@ -52,7 +55,12 @@ class ConfigError(ValueError):
 class VoxelConfig:
     cylindrical: bool = True  # (rho, phi, z) voxels; false: (x, y, z)
     size: tuple[float, float, float] = (0.1, 1.0, 0.1)  # cylindrical: m, degrees, m; Cartesian: m, m, m
-    azimuth_wrap: bool = False  # true: azimuth cells count modulo 360 degrees (the original's do not)
+    azimuth_wrap: bool = False  # true: the azimuth has no seam at 180 degrees (the original's has one)
+
+    @property
+    def azimuth_cells(self) -> int | None:
+        """Azimuth cells of the whole circle, where it is closed."""
+        return round(360 / self.size[1]) if self.azimuth_wrap else None
 
 
 @dataclass(frozen=True)
@@ -388,6 +396,18 @@ def check(config: Config, source: str = "config") -> None:
         not (data.voxel.azimuth_wrap and not data.voxel.cylindrical),
         "data.voxel.azimuth_wrap",
         "only cylindrical voxels have an azimuth",
+    )
+    degrees, cells = data.voxel.size[1], data.voxel.azimuth_cells
+    require(
+        cells is None or (cells % MINKUNET_STRIDE == 0 and cells > 0 and abs(cells * degrees - 360) < 1e-6),
+        "data.voxel.azimuth_wrap",
+        f"needs a multiple of {MINKUNET_STRIDE} (the network's total stride) azimuth cells of data.voxel.size[1] = "
+        f"{degrees} degrees to make 360; set 1.125 (320 cells), 0.9375 (384) or 0.75 (480) degrees",
+    )
+    require(
+        not (data.voxel.azimuth_wrap and student.engine == "minkowski"),
+        "data.voxel.azimuth_wrap",
+        "MinkowskiEngine's kernels do not reach across the seam; set student.engine: torch",
     )
     require(
         not (student.name == "voxelnet" and data.voxel.cylindrical),

@@ -60,7 +60,7 @@ class MinkUNet(nn.Module):
 
     Features (V, in_channels) at stride-1 voxels become (V, out_channels), L2-normalised per row if
     `normalize`. `bn_momentum` applies to stem, down, up and shortcut norms. `width` scales every hidden
-    channel count.
+    channel count. With `azimuth_cells`, a multiple of 16, the second axis closes to a circle of that many cells.
     """
 
     def __init__(
@@ -72,10 +72,12 @@ class MinkUNet(nn.Module):
         bn_momentum: float = 0.05,
         engine: Engine = "torch",
         width: float = 1.0,
+        azimuth_cells: int | None = None,
     ) -> None:
         super().__init__()
         layers = layers_of(engine)
         self.engine, self.normalize, self._layers = engine, normalize, layers
+        self.azimuth_cells = azimuth_cells
         stem = scaled(STEM, width)
         c1, c2, c3, c4, c5, c6, c7, c8 = (scaled(c, width) for c in CHANNELS)
 
@@ -107,6 +109,9 @@ class MinkUNet(nn.Module):
 
     def forward(self, x: SparseTensor) -> SparseTensor:
         """Features for every voxel of `x`, in the order of its rows."""
+        given = x
+        if self.azimuth_cells is not None:
+            x = SparseTensor(x.features, x.coordinates, self.azimuth_cells)
         if self.engine == "minkowski":
             features = self._layers.run(self._unet, x)
         else:
@@ -115,7 +120,7 @@ class MinkUNet(nn.Module):
             features = features if ordered.back is None else features[ordered.back]
         if self.normalize:
             features = nn.functional.normalize(features, dim=1)
-        return x.replace(features)
+        return given.replace(features)
 
     def _unet(self, x: Any) -> Any:
         join = self._layers.concatenate

@@ -23,8 +23,11 @@ MINKUNETS: dict[StudentName, Callable[..., nn.Module]] = {
 }
 
 
-def build_student(config: StudentConfig, normalize: bool = True) -> nn.Module:
-    """The configured student, randomly initialised; `normalize` puts its output on the unit sphere."""
+def build_student(config: StudentConfig, normalize: bool = True, azimuth_cells: int | None = None) -> nn.Module:
+    """The configured student, randomly initialised; `normalize` puts its output on the unit sphere.
+
+    `azimuth_cells` closes a MinkUNet's azimuth to a circle of that many cells.
+    """
     if config.name == "voxelnet":
         return VoxelNet(in_channels=4, out_channels=config.out_channels)
     return MINKUNETS[config.name](
@@ -34,6 +37,7 @@ def build_student(config: StudentConfig, normalize: bool = True) -> nn.Module:
         bn_momentum=config.bn_momentum,
         engine=config.engine,
         width=config.width,
+        azimuth_cells=azimuth_cells,
     )
 
 

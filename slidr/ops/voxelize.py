@@ -46,7 +46,7 @@ def voxelize(
     The azimuth has a seam: cells at -180 and +180 degrees are neighbours in the world but not in the grid. With
     `azimuth_wrap` the azimuth cell is taken modulo the n = 360 / size cells of the circle, as one of the n cells
     from floor(-180 / size) on, so that phi = +180 exactly shares the cell of -180; the size must divide 360.
-    Whether a kernel then reaches from the last cell to the first is up to the engine that convolves them.
+    A network told the number of cells (`MinkUNet(azimuth_cells=n)`) then reaches from the last one to the first.
 
     Raises `ValueError` for shapes, sizes or coordinates that make no voxels.
     """

@@ -49,6 +49,16 @@ def key_step(offset: Sequence[int]) -> int:
     return (dx << (2 * _BITS)) + (dy << _BITS) + dz
 
 
+def moved_keys(keys: Int64[Tensor, " V"], offsets: Sequence[Triple], around: int | None) -> Int64[Tensor, "O V"]:
+    """The keys moved by each offset; with `around`, y counts modulo that number of cells."""
+    steps = torch.tensor([key_step(offset) for offset in offsets], dtype=torch.int64, device=keys.device)
+    moved = keys[None, :] + steps[:, None]
+    if around is not None:
+        y = ((moved >> _BITS) & (2**_BITS - 1)) - _BIAS
+        moved += (y % around - y) << _BITS
+    return moved
+
+
 def check_coordinates(coordinates: Tensor) -> None:
     """Raises `CoordinateError` unless coordinates are integer (V, 4) rows [batch, x, y, z] within range."""
     if coordinates.ndim != 2 or coordinates.shape[1] != 4:
@@ -111,19 +121,27 @@ class CoordinateSet:
 class CoordinateManager:
     """Coordinate sets and kernel maps of one batch, each made once and shared by every layer that asks.
 
-    Sets are known by their stride (sx, sy, sz) against the input, maps by (kind, stride, kernel).
+    Sets are known by their stride (sx, sy, sz) against the input, maps by (kind, stride, kernel). Where the second
+    axis is an azimuth of `around` cells, it is kept modulo `around`, and the last cell and the first are neighbours.
     """
 
-    def __init__(self, coordinates: Int32[Tensor, "V 4"]) -> None:
+    def __init__(self, coordinates: Int32[Tensor, "V 4"], around: int | None = None) -> None:
         check_coordinates(coordinates)
-        self.sets: dict[Triple, CoordinateSet] = {(1, 1, 1): CoordinateSet.from_index(coordinates.long())}
+        index = coordinates.long()
+        if around is not None:
+            if not 1 <= around <= LIMIT:
+                raise CoordinateError(f"around: got {around} azimuth cells, expected 1 to {LIMIT}")
+            index = torch.cat([index[:, :2], index[:, 2:3] % around, index[:, 3:]], dim=1)
+        self.around = around
+        self.sets: dict[Triple, CoordinateSet] = {(1, 1, 1): CoordinateSet.from_index(index)}
         self.maps: dict[tuple, KernelMap] = {}
         self.shapes: dict[Triple, Triple] = {}  # grid shapes of window convolutions, where given
 
     @classmethod
-    def of_set(cls, base: CoordinateSet) -> CoordinateManager:
+    def of_set(cls, base: CoordinateSet, around: int | None = None) -> CoordinateManager:
         """A manager over coordinates already checked."""
         manager = cls.__new__(cls)
+        manager.around = around
         manager.sets, manager.maps, manager.shapes = {(1, 1, 1): base}, {}, {}
         return manager
 
@@ -139,7 +157,8 @@ class CoordinateManager:
         """Pairs of a stride-1 convolution that keeps the coordinates; `kernel` sizes are odd."""
         name = ("submanifold", stride, kernel)
         if name not in self.maps:
-            self.maps[name] = submanifold_map(self.sets[stride], kernel, key_step)
+            voxels, around = self.sets[stride], self._around(stride)
+            self.maps[name] = submanifold_map(voxels, kernel, lambda offsets: moved_keys(voxels.keys, offsets, around))
         return self.maps[name]
 
     def downsample(self, stride: Triple, factor: Triple) -> KernelMap:
@@ -147,6 +166,7 @@ class CoordinateManager:
         name = ("strided", stride, factor)
         if name not in self.maps:
             coarse = _times(stride, factor)
+            self._around(coarse)  # refuses a circle that does not divide
             index = unpack(self.sets[stride].keys)
             step = index.new_tensor((1, *factor))
             parent = torch.div(index, step, rounding_mode="floor")
@@ -172,6 +192,8 @@ class CoordinateManager:
 
         Lattice index convention: output o reads inputs o * factor - padding + k, as dense convolution does.
         """
+        if self.around is not None:
+            raise CoordinateError("window convolution: a bounded grid has no azimuth; leave `around` unset")
         name = ("window", stride, kernel, factor, padding)
         coarse = _times(stride, factor)
         if name not in self.maps:
@@ -181,6 +203,17 @@ class CoordinateManager:
             self.sets[coarse] = CoordinateSet.from_sorted_keys(keys)
             self.maps[name], self.shapes[coarse] = made, out_shape
         return self.maps[name], self.shapes[coarse]
+
+    def _around(self, stride: Triple) -> int | None:
+        """Azimuth cells of the whole circle at `stride`."""
+        if self.around is None:
+            return None
+        if self.around % stride[1] != 0:
+            raise CoordinateError(
+                f"around: {self.around} azimuth cells do not divide by stride {stride[1]}, so that coarse cells would "
+                "not close the circle; choose a voxel size of which a multiple of the total stride makes 360 degrees"
+            )
+        return self.around // stride[1]
 
 
 def _times(a: Triple, b: Triple) -> Triple:

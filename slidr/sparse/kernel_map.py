@@ -94,15 +94,19 @@ def offsets_of(kernel: Sequence[int]) -> list[tuple[int, int, int]]:
     return [(dx, dy, dz) for dz in axes[2] for dy in axes[1] for dx in axes[0]]
 
 
-def submanifold_map(voxels: CoordinateSet, kernel: Triple, key_step: Callable[[Sequence[int]], int]) -> KernelMap:
-    """Pairs with input = output + offset over one set. Half of the offsets are searched, half mirror them."""
+def submanifold_map(
+    voxels: CoordinateSet, kernel: Triple, moved: Callable[[Sequence[tuple[int, int, int]]], Tensor]
+) -> KernelMap:
+    """Pairs with input = output + offset over one set; `moved` gives its keys moved by each of some offsets.
+
+    Half of the offsets are searched, half mirror them.
+    """
     if any(size % 2 == 0 for size in kernel):
         raise ValueError(f"submanifold kernel: got {kernel}, expected odd sizes")
     offsets = offsets_of(kernel)
     half = len(offsets) // 2
     keys, device = voxels.keys, voxels.keys.device
-    steps = torch.tensor([key_step(offset) for offset in offsets[:half]], dtype=torch.int64, device=device)
-    rows, found = voxels.find(keys[None, :] + steps[:, None])
+    rows, found = voxels.find(moved(offsets[:half]))
     hit_offset, output_half = torch.nonzero(found, as_tuple=True)
     input_half = rows[found]
     counts_half = torch.bincount(hit_offset, minlength=half).tolist()

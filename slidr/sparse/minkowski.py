@@ -86,6 +86,8 @@ def concatenate(a: Any, b: Any) -> Any:
 
 def run(network: Callable[[Any], Any], x: SparseTensor) -> Float[Tensor, "V D"]:
     """Features that a network of these layers gives `x`, in the order of its rows."""
+    if x.manager.around is not None:
+        raise ValueError("engine='minkowski': kernels do not reach across the azimuth's seam; use engine='torch'")
     given = ME.SparseTensor(
         features=x.features,
         coordinates=x.coordinates.int().contiguous(),

@@ -15,17 +15,20 @@ class SparseTensor:
     """Features (V, C) at distinct voxels ``coordinates`` (V, 4) int32 [batch, x, y, z].
 
     Rows keep the order they are given in. Tensors of one forward pass share a `CoordinateManager`, which
-    caches their kernel maps. Raises `CoordinateError` for repeated voxels and for coordinates beyond +-2^15.
+    caches their kernel maps. With `around`, y is an azimuth of that many cells: it counts modulo `around`, and kernels
+    reach across the seam. Raises `CoordinateError` for repeated voxels and for coordinates beyond +-2^15.
     """
 
-    def __init__(self, features: Float[Tensor, "V C"], coordinates: Int32[Tensor, "V 4"]) -> None:
+    def __init__(
+        self, features: Float[Tensor, "V C"], coordinates: Int32[Tensor, "V 4"], around: int | None = None
+    ) -> None:
         if features.ndim != 2 or len(features) != len(coordinates):
             raise ValueError(
                 f"SparseTensor: got features {tuple(features.shape)} for {len(coordinates)} coordinates, "
                 "expected one row of features per coordinate"
             )
         self.features = features
-        self.manager = CoordinateManager(coordinates)
+        self.manager = CoordinateManager(coordinates, around)
         self.stride: Triple = (1, 1, 1)
         self._coordinates: Tensor | None = coordinates
 
@@ -66,7 +69,7 @@ def sort_rows(x: SparseTensor) -> Sorted:
         return Sorted(x, None)
     back = torch.empty_like(base.order)
     back[base.order] = torch.arange(len(back), device=back.device)
-    manager = CoordinateManager.of_set(CoordinateSet.from_sorted_keys(base.sorted_keys))
+    manager = CoordinateManager.of_set(CoordinateSet.from_sorted_keys(base.sorted_keys), x.manager.around)
     return Sorted(SparseTensor.on(manager, (1, 1, 1), x.features[base.order]), back)
 
 

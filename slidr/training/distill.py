@@ -40,7 +40,7 @@ def build_distiller(config: Config) -> Distiller:
     """Student and teacher as configured; what is not loaded from weights comes from `run.seed`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.run.seed)
-        student = build_student(config.student)
+        student = build_student(config.student, azimuth_cells=config.data.voxel.azimuth_cells)
         teacher = build_teacher(
             config.teacher.name,
             out_channels=config.student.out_channels,

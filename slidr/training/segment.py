@@ -60,7 +60,7 @@ def build_segmenter(config: Config) -> tuple[Segmenter, LoadReport | None]:
     require_segmentation(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.run.seed)
-        student = build_student(config.student, normalize=False)
+        student = build_student(config.student, normalize=False, azimuth_cells=config.data.voxel.azimuth_cells)
     report = None
     if config.student.weights is not None:
         expect = voxel_expectation(config.data.voxel)
