@@ -10,9 +10,11 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import hashlib
+import itertools
 import json
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
@@ -41,6 +43,9 @@ LossName = Literal["superpixel_info_nce", "point_pixel_info_nce", "cross_entropy
 OptimizerName = Literal["sgd", "adamw"]
 ScheduleName = Literal["cosine", "one_cycle", "step", "constant"]
 Precision = Literal["float32", "bfloat16", "float16"]
+MethodName = Literal["pretrained", "random"]
+SearcherName = Literal["grid", "random", "tpe"]
+PrunerName = Literal["none", "asha"]
 _MANY_WORKERS = 4096  # beyond it no batch divides anyway
 
 
@@ -224,6 +229,42 @@ class TrackingConfig:
 
 
 @dataclass(frozen=True)
+class SpaceConfig:
+    """What a method's trials differ in; what is empty here stays as `optim` has it.
+
+    A grid takes every combination of the listed values. Random search and TPE draw rates and decay log-uniformly
+    between the first and the last value listed, batch sizes and epochs from the list.
+    """
+
+    lr: tuple[float, ...] = (0.001, 0.1)
+    head_lr: tuple[float, ...] = ()
+    weight_decay: tuple[float, ...] = ()
+    batch_size: tuple[int, ...] = ()
+    epochs: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class TuneConfig:
+    """What `slidr tune` searches. Trials train on `data.train_split` and are compared on `data.val_split`."""
+
+    fractions: tuple[float, ...] = (0.01, 0.05, 0.1, 0.25, 1.0)  # of the labels, each searched on its own
+    methods: tuple[MethodName, ...] = ("pretrained", "random")  # pretrained starts from student.weights
+    pretrained: SpaceConfig = field(default_factory=SpaceConfig)
+    random: SpaceConfig = field(default_factory=SpaceConfig)
+    searcher: SearcherName = "random"
+    trials: int | None = 12  # of each fraction and method; null with a grid, which has as many as combinations
+    round_size: int = 4  # trials proposed together; they learn from the rounds before, never from each other
+    pruner: PrunerName = "none"  # asha: ends trials early that do worse than earlier rounds' best did
+    grace_epochs: int = 10  # asha: epochs that every trial gets; its first rung
+    reduction: int = 3  # asha: a rung lets the best 1/reduction go on, and lies that much further than the last
+    seeds: int = 3  # retrainings of each winner, on final_train_split
+    final_train_split: SplitName = "train"
+    final_split: SplitName = "val"  # scored once for each retrained winner, read by nothing before
+    results: str | None = None  # folder of the tables and plots; null: results/ and run.name
+    fresh: bool = False  # true (--fresh): set an earlier search of this name aside and start anew
+
+
+@dataclass(frozen=True)
 class WorldConfig:
     """The synthetic world that the demo makes when `data.root` holds none."""
 
@@ -260,6 +301,7 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    tune: TuneConfig = field(default_factory=TuneConfig)
     world: WorldConfig = field(default_factory=WorldConfig)
     demo: DemoConfig = field(default_factory=DemoConfig)
 
@@ -479,8 +521,47 @@ def check(config: Config, source: str = "config") -> None:
         require(getattr(demo, key) > 0, f"demo.{key}", f"got {getattr(demo, key)}, expected a positive number")
     require(config.run.checkpoint_every >= 1, "run.checkpoint_every", "expected at least 1")
     require(config.run.keep_checkpoints >= 1, "run.keep_checkpoints", "expected at least 1")
+    _check_tune(config.tune, shares, require)
     if problems:
         raise ConfigError("\n".join(problems))
+
+
+def _check_tune(tune: TuneConfig, shares: int, require: Callable[[bool, str, str], None]) -> None:
+    """`shares`: what a batch size must divide by."""
+    require(len(tune.fractions) > 0, "tune.fractions", "expected at least one")
+    require(
+        all(0 < f <= 1 for f in tune.fractions) and len(set(tune.fractions)) == len(tune.fractions),
+        "tune.fractions",
+        f"got {list(tune.fractions)}, expected distinct 0 < f <= 1",
+    )
+    require(
+        len(tune.methods) == len(set(tune.methods)) > 0,
+        "tune.methods",
+        f"got {list(tune.methods)}, expected one or both of {list(get_args(MethodName))}",
+    )
+    spaces: dict[MethodName, SpaceConfig] = {"pretrained": tune.pretrained, "random": tune.random}
+    for method, space in spaces.items():
+        for name, values in dataclasses.asdict(space).items():
+            key = f"tune.{method}.{name}"
+            ascending = all(a < b for a, b in itertools.pairwise(values))
+            require(ascending, key, f"got {list(values)}, expected distinct values in ascending order")
+            least = 0 if name == "weight_decay" and tune.searcher == "grid" else 1e-300
+            require(all(least <= value < float("inf") for value in values), key, "expected positive numbers")
+        require(
+            all(size % shares == 0 for size in space.batch_size),
+            f"tune.{method}.batch_size",
+            f"got {list(space.batch_size)}, expected multiples of {shares}, as for optim.batch_size",
+        )
+    require(
+        (tune.trials is None) == (tune.searcher == "grid"),
+        "tune.trials",
+        "a grid has as many trials as combinations (null); random and tpe need a number",
+    )
+    for key in ("trials", "round_size", "grace_epochs", "seeds"):
+        value = getattr(tune, key)
+        require(value is None or value >= 1, f"tune.{key}", f"got {value}, expected at least 1")
+    require(tune.final_split != "test", "tune.final_split", "test has no public labels to score")
+    require(tune.reduction >= 2, "tune.reduction", f"got {tune.reduction}, expected at least 2")
 
 
 def _refuse_unknown(raw: Any, schema: type, path: tuple[str, ...], source: str) -> None:

@@ -47,9 +47,19 @@ def tracking_uri(config: Config) -> str:
     return f"sqlite:///{Path(config.run.folder).resolve() / 'mlflow.db'}"
 
 
-def start_run(config: Config, stage: str, run_id: str | None = None) -> RunHandle:
-    """Creates (or, given `run_id`, reopens) the MLflow run of a stage; called in the driver only."""
-    client = _client(tracking_uri(config))
+def start_run(
+    config: Config,
+    stage: str,
+    run_id: str | None = None,
+    name: str | None = None,
+    tags: dict[str, str] | None = None,
+) -> RunHandle:
+    """Creates (or, given `run_id`, reopens) the MLflow run of a stage; called in the driver only.
+
+    A new run is called `name` (default: the stage and `run.name`) and carries `tags` besides the stage, the config's
+    fingerprint and the code version.
+    """
+    client = connect(tracking_uri(config))
     handle_uri = tracking_uri(config)
     if run_id is not None:
         try:
@@ -67,8 +77,8 @@ def start_run(config: Config, stage: str, run_id: str | None = None) -> RunHandl
         experiment_id = experiment.experiment_id
     run = client.create_run(
         experiment_id,
-        run_name=f"{stage}-{config.run.name}",
-        tags={"stage": stage, "config_fingerprint": fingerprint(config), **code_version()},
+        run_name=name or f"{stage}-{config.run.name}",
+        tags={"stage": stage, "config_fingerprint": fingerprint(config), **code_version(), **(tags or {})},
     )
     _log_params(client, run.info.run_id, config)
     client.log_dict(run.info.run_id, public_dict(config), "config.yaml")
@@ -77,7 +87,7 @@ def start_run(config: Config, stage: str, run_id: str | None = None) -> RunHandl
 
 def end_run(handle: RunHandle, status: str, tags: dict[str, str] | None = None) -> None:
     """Marks a run "FINISHED", "FAILED" or "KILLED", with last tags such as checkpoint paths."""
-    client = _client(handle.uri)
+    client = connect(handle.uri)
     for name, value in (tags or {}).items():
         client.set_tag(handle.run_id, name, value)
     client.set_terminated(handle.run_id, status)
@@ -210,7 +220,7 @@ class Journal:
             for entry in entries
             for name, value in entry["metrics"].items()
         ]
-        client = _client(self.handle.uri) if metrics else None
+        client = connect(self.handle.uri) if metrics else None
         for first in range(0, len(metrics), _BATCH):
             assert client is not None
             client.log_batch(self.handle.run_id, metrics=metrics[first : first + _BATCH])
@@ -279,7 +289,8 @@ def serve_ui(uri: str, port: int) -> int:
     return subprocess.call([*command, "--host", "127.0.0.1", "--port", str(port)])
 
 
-def _client(uri: str) -> Any:
+def connect(uri: str) -> Any:
+    """MLflow's client of a store, quiet and impatient."""
     for name, value in _IMPATIENT.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient

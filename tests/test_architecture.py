@@ -17,8 +17,9 @@ LEVELS: list[set[str]] = [
     {"data"},
     {"models"},
     {"training"},
+    {"tuning"},
     {"report"},
-    {"tracking"},
+    {"tracking", "tracking_search", "tracking_models"},
     {"cluster"},
     {"stages", "label_efficiency"},
     {"demo"},
@@ -28,7 +29,8 @@ LEVELS: list[set[str]] = [
 # The only places that may import a foreign library.
 DOORS: dict[str, set[str]] = {
     "ray": {"cluster"},
-    "mlflow": {"tracking"},
+    "mlflow": {"tracking", "tracking_models"},
+    "optuna": {"tuning/proposals"},
     "nuscenes": {"data/nuscenes"},
     "skimage": {"ops/superpixels"},
     "MinkowskiEngine": {"sparse/minkowski"},
@@ -38,7 +40,7 @@ DOORS: dict[str, set[str]] = {
 }
 
 # Rooms that must run where there is only torch and numpy.
-CORE = ("types", "ops", "sparse", "models", "losses", "metrics", "training")
+CORE = ("types", "ops", "sparse", "models", "losses", "metrics", "training", "tuning")
 
 
 def modules() -> Iterator[tuple[str, Path]]:

@@ -14,10 +14,19 @@ from slidr.cli import override
 from slidr.config import Config, ConfigError, decode, dump, fingerprint, load, parse, public_dict, to_dict
 
 # What the files of a kind need not name, as their commands do not read it.
-_PRETRAINING_UNREAD = ("world.", "demo.", "evaluation.", "optim.head_lr", "student.freeze", "loss.class_weights")
+_PRETRAINING_UNREAD = (
+    "world.",
+    "demo.",
+    "tune.",
+    "evaluation.",
+    "optim.head_lr",
+    "student.freeze",
+    "loss.class_weights",
+)
 _DOWNSTREAM_UNREAD = (
     "world.",
     "demo.",
+    "tune.",
     "superpixels.",
     "teacher.",
     "data.cameras",
@@ -38,6 +47,7 @@ UNREAD = {
     "demo": tuple(key for key in _PRETRAINING_UNREAD if key not in ("world.", "demo.")),
     "finetune": _DOWNSTREAM_UNREAD,
     "probe": _DOWNSTREAM_UNREAD,
+    "tune": tuple(key for key in _DOWNSTREAM_UNREAD if key != "tune."),
 }
 
 CONFIGS = sorted(Path(__file__).parents[1].glob("configs/**/*.yaml"))

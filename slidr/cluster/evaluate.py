@@ -96,6 +96,9 @@ class EvaluateStage:
         scores = task.scores
         return {name: scores[name] for name in ("miou", "fwiou", "accuracy") if scores and scores[name] is not None}
 
+    def enough(self, epoch: int, metrics: dict[str, float]) -> bool:
+        return False
+
     def keep(self, task: EvaluateTask, config: Config, folder: RunFolder, outcome: Outcome) -> dict[str, Any]:
         """Writes the scores as JSON, as a page and as a bar chart, and ends a submission."""
         kept: dict[str, Any] = {"checkpoint": config.evaluation.checkpoint}

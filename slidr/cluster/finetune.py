@@ -42,17 +42,26 @@ class FinetuneStage:
         """None besides the last validation's: `slidr evaluate` takes them on the whole split."""
         return {}
 
+    def enough(self, epoch: int, metrics: dict[str, float]) -> bool:
+        return False
+
     def keep(self, task: SegmentTask, config: Config, folder: RunFolder, outcome: Outcome) -> dict[str, Any]:
         """Writes the last and the best student in SLidR's published layout, and what was labelled."""
-        last = folder.file("student.pt")
-        write_weights(last, export_slidr(task.state()["student"], None, outcome.epoch, public_dict(config)))
-        kept: dict[str, Any] = {"student": last, "weights": str(task.report) if task.report else "random"}
+        kept = keep_last(task, config, folder, outcome)
         best = folder.checkpoints.best()
         if best is not None:
             kept["best_student"] = folder.file("student_best.pt")
             write_weights(kept["best_student"], export_slidr(best["student"], None, best["epoch"], public_dict(config)))
             kept |= {"best_val_miou": best["metrics"]["val_miou"], "best_epoch": best["epoch"]}
-        return {**kept, **_write_labelled(config, folder)}
+        return kept
+
+
+def keep_last(task: SegmentTask, config: Config, folder: RunFolder, outcome: Outcome) -> dict[str, Any]:
+    """Writes the last student in SLidR's published layout, and what was labelled; returns entries of `result.json`."""
+    path = folder.file("student.pt")
+    write_weights(path, export_slidr(task.state()["student"], None, outcome.epoch, public_dict(config)))
+    weights = str(task.report) if task.report else "random"
+    return {"student": path, "weights": weights, **_write_labelled(config, folder)}
 
 
 def labelled_part(config: Config) -> tuple[list[str], bool]:

@@ -45,6 +45,9 @@ class PretrainStage:
         before = evaluate_distiller(untrained, loader.held_out("score"), config.loss, device)
         return {"retrieval": trained["val_retrieval"], "retrieval_untrained": before["val_retrieval"]}
 
+    def enough(self, epoch: int, metrics: dict[str, float]) -> bool:
+        return False
+
     def keep(self, task: DistillTask, config: Config, folder: RunFolder, outcome: Outcome) -> dict[str, Any]:
         """Writes the student in SLidR's published layout, and a picture of what both networks see."""
         student = {name: value.cpu() for name, value in task.model.student.state_dict().items()}

@@ -51,6 +51,9 @@ class Stage(Protocol):
     def keep(self, task: Any, config: Config, folder: RunFolder, outcome: Outcome) -> dict[str, Any]:
         """Writes what is to be kept besides checkpoints; returns entries of `result.json`. Rank 0 only."""
 
+    def enough(self, epoch: int, metrics: dict[str, float]) -> bool:
+        """Whether to end training after this epoch; every worker asks, and gets the same answer."""
+
 
 def train(config: Config, stage: Stage, progress: bool = True) -> dict[str, Any]:
     """Runs a stage on `cluster.num_workers` workers; returns its final scores.
@@ -60,30 +63,16 @@ def train(config: Config, stage: Stage, progress: bool = True) -> dict[str, Any]
     folder in use, `TrainingFailed` when training broke off.
     """
     config = with_absolute_paths(config)  # Ray's workers have working folders of their own
-    source = stage.source(config)
-    plan = train_plan(source)  # refuses a split smaller than a batch
-    for subset, key in HELD_OUT.items():
-        if source.count(subset) == 0:
-            raise ConfigError(f"{key}: {config.data.frames} has no such frame to validate on")
-    if config.cluster.max_workers > 0:
-        session.start(config.cluster)
-        check_room(config.cluster)
-        check_tracking(config)
-    folder = claim(config)
-    require_same_data(config, folder)
+    folder, steps = _claim(config, stage)
     finished = folder.result()
     if finished is not None:
         return finished
     run = tracking.start_run(config, stage.name, folder.note("mlflow_run_id"))
     folder.note("mlflow_run_id", run.run_id)
-    steps = total_steps(config.optim, plan.steps_per_epoch)
     status = "FAILED"
     try:
         with follow(folder.file("metrics.jsonl"), steps, enabled=progress):
-            _run_workers(config, stage, run)
-        result = folder.result()
-        if result is None:
-            raise TrainingFailed(f"{folder.path}: the workers ended without writing result.json")
+            result = _run_to_result(config, stage, folder, run)
         status = "FINISHED"
         return result
     except KeyboardInterrupt:
@@ -95,6 +84,41 @@ def train(config: Config, stage: Stage, progress: bool = True) -> dict[str, Any]
             tracking.end_run(run, status, {"checkpoints": folder.checkpoints.path})
         except Exception as error:  # a store that went away must neither hide an error nor spoil a result
             _log.warning("MLflow could not be told that the run is %s (%s)", status, type(error).__name__)
+
+
+def train_untracked(config: Config, stage: Stage, run: tracking.RunHandle | None) -> dict[str, Any]:
+    """`train` for a caller who keeps the MLflow run himself: metrics go to `run`, nothing is started or ended.
+
+    Without a run they wait in the folder's journal.
+    """
+    config = with_absolute_paths(config)
+    folder, _ = _claim(config, stage)
+    finished = folder.result()
+    return finished if finished is not None else _run_to_result(config, stage, folder, run)
+
+
+def _claim(config: Config, stage: Stage) -> tuple[RunFolder, int]:
+    """The run's folder and number of steps, once data and cluster have been found fit."""
+    source = stage.source(config)
+    plan = train_plan(source)  # refuses a split smaller than a batch
+    for subset, key in HELD_OUT.items():
+        if source.count(subset) == 0:
+            raise ConfigError(f"{key}: {config.data.frames} has no such frame to validate on")
+    if config.cluster.max_workers > 0:
+        session.start(config.cluster)
+        check_room(config.cluster)
+        check_tracking(config)
+    folder = claim(config)
+    require_same_data(config, folder)
+    return folder, total_steps(config.optim, plan.steps_per_epoch)
+
+
+def _run_to_result(config: Config, stage: Stage, folder: RunFolder, run: tracking.RunHandle | None) -> dict[str, Any]:
+    _run_workers(config, stage, run)
+    result = folder.result()
+    if result is None:
+        raise TrainingFailed(f"{folder.path}: the workers ended without writing result.json")
+    return result
 
 
 def with_absolute_paths(config: Config) -> Config:
@@ -133,7 +157,7 @@ def check_tracking(config: Config) -> None:
         )
 
 
-def _run_workers(config: Config, stage: Stage, run: tracking.RunHandle) -> None:
+def _run_workers(config: Config, stage: Stage, run: tracking.RunHandle | None) -> None:
     """Runs `_work` in every worker of a Ray Train group, or in this process for `cluster.num_workers: 0`."""
     folder = folder_of(config)
     if config.cluster.max_workers == 0:
@@ -213,7 +237,7 @@ def _work(
     folder = folder_of(config)
     task = stage.task(config)
     started = time.time()
-    outcome = fit(task, loader, config, folder.checkpoints, device, journal.log, journal.flush)
+    outcome = fit(task, loader, config, folder.checkpoints, device, journal.log, journal.flush, stage.enough)
     scores = stage.scores(task, config, loader, device)
     if workers.rank() != 0:
         return

@@ -36,6 +36,7 @@ def scores_of(
         **_summary(frames.sum(0), classes),
         "miou_interval_95": [_plain(low), _plain(high)],
         "frames": len(frames),
+        "confusion": frames.sum(0).tolist(),  # points by (truth, prediction), class 0 the ignored one
         "by_distance": {name: _summary(counts, classes) for name, counts in bands.items()},
     }
 

@@ -96,12 +96,14 @@ def fit(
     device: torch.device,
     log: Callable[[int, dict[str, float]], None],
     flush: Callable[[], None] = lambda: None,
+    enough: Callable[[int, dict[str, float]], bool] = lambda epoch, metrics: False,
 ) -> Outcome:
     """Trains `task` to the end of `config.optim`, from the newest checkpoint in the folder if there is one.
 
     `log(step, metrics)` is called on rank 0 only, and so is `flush()` before each checkpoint: what is logged up to a
-    checkpoint must outlast a kill as the checkpoint does. Raises `Diverged` when a loss is NaN or infinite, before
-    that step changes any weight.
+    checkpoint must outlast a kill as the checkpoint does. `enough(epoch, metrics)` is asked on every rank, with the
+    same metrics, whenever an epoch was validated: true ends training there. Raises `Diverged` when a loss is NaN or
+    infinite, before that step changes any weight.
     """
     run = _Run(task, loader, config, checkpoints, device, flush)
     log_every, checkpoint_every = config.run.log_every, config.run.checkpoint_every
@@ -109,7 +111,9 @@ def fit(
         run.validate()
     batches = iter(loader.train(run.step, run.last_step))
     meter = _Meter(config.optim.batch_size)
-    while run.step < run.last_step:
+    # A run that was killed just after its last epoch's checkpoint must end there, too.
+    ended = run.step > 0 and run.step % loader.steps_per_epoch == 0 and enough(run.epoch, run.metrics)
+    while run.step < run.last_step and not ended:
         values = run.train_step(batches, meter)
         ends_epoch = run.step % loader.steps_per_epoch == 0 or run.step == run.last_step
         if run.step % log_every == 0 or ends_epoch:
@@ -122,9 +126,10 @@ def fit(
                 log(run.step, {**run.metrics, "epoch": run.step / loader.steps_per_epoch})
             run.save(best=improved)
             meter.reset()
+            ended = run.step % loader.steps_per_epoch == 0 and enough(run.epoch, run.metrics)
         elif run.step % checkpoint_every == 0:
             run.save()
-    return Outcome(run.step, run.step // loader.steps_per_epoch, run.metrics)
+    return Outcome(run.step, run.epoch, run.metrics)
 
 
 class _Run:
@@ -151,6 +156,11 @@ class _Run:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == torch.float16)
         self._resume()
         self.model = _wrap(workers.synchronise_batch_norm(task.model, device), device)
+
+    @property
+    def epoch(self) -> int:
+        """Whole epochs done."""
+        return self.step // self.loader.steps_per_epoch
 
     def train_step(self, batches: Iterator[Any], meter: _Meter) -> dict[str, float]:
         """One optimizer step; returns this worker's loss, the learning rate and what the task reports."""
@@ -203,7 +213,7 @@ class _Run:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "step": self.step,
-            "epoch": self.step // self.loader.steps_per_epoch,
+            "epoch": self.epoch,
             "config": public_dict(self.config),
             "metrics": self.metrics,
             "best": self.best,

@@ -24,6 +24,7 @@ from slidr.config import (
     EvaluationConfig,
     RunConfig,
     TrackingConfig,
+    TuneConfig,
     WorldConfig,
     decode,
     dump,
@@ -100,6 +101,7 @@ def identity(config: Config) -> str:
             run=run,
             cluster=cluster,
             tracking=TrackingConfig(),
+            tune=TuneConfig(),
             world=WorldConfig(),
             demo=DemoConfig(),
             evaluation=EvaluationConfig(),
@@ -127,7 +129,7 @@ def claim(config: Config) -> RunFolder:
     earlier = parse(storage.read_bytes(known).decode(), known)
     if identity(earlier) != identity(config):
         raise RunError(
-            f"run.resume: {folder.path} was started with other values: {_differences(earlier, config)}; "
+            f"run.resume: {folder.path} was started with other values: {differences(earlier, config)}; "
             f"resume with the old ones or choose another --run.name"
         )
     return folder
@@ -158,9 +160,10 @@ def require_same_data(config: Config, folder: RunFolder) -> None:
             )
 
 
-def _differences(before: Config, after: Config) -> str:
+def differences(before: Config, after: Config) -> str:
+    """The keys that shape a result and differ, with both values."""
     old, new = to_dict(before), to_dict(after)
-    skip = {"tracking", "run", "cluster"}
+    skip = {"tracking", "run", "cluster", "tune"}
     lines = _differing(old, new, "", skip)
     for section, keys in (("run", ("seed", "score_frames")), ("cluster", ("num_workers", "use_gpu"))):
         was, now = ({key: values[section][key] for key in keys} for values in (old, new))

@@ -1,0 +1,119 @@
+"""One job of a search: an ordinary fine-tuning that ends in a record, whatever happens to it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from typing import Any
+
+from ray.exceptions import RayError
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+
+from slidr.cluster.evaluate import EvaluateStage, evaluation_config
+from slidr.cluster.finetune import FinetuneStage, keep_last
+from slidr.cluster.train import TrainingFailed, train_untracked
+from slidr.config import Config
+from slidr.data import storage
+from slidr.tracking import RunHandle, read_journal
+from slidr.training.locks import held
+from slidr.training.loop import Outcome
+from slidr.training.runs import RunError, RunFolder, folder_of
+from slidr.training.segment import SegmentTask
+from slidr.tuning.jobs import End, Job, ended, job_config, read_end, write_end
+from slidr.tuning.rungs import falls_short
+
+LOCK_WAIT_S = 120.0  # for the process of an earlier, killed search to end
+
+
+def run_job(config: Config, job: Job, run: RunHandle | None = None) -> End:
+    """Trains a job, from its newest checkpoint if it has one, and records its end; a recorded one is only read.
+
+    `config` is the search's. Metrics go to the MLflow `run`, if any. Any error of the training is an end ("failed");
+    errors that say nothing of it are raised: a worker that died (Ray's errors), a folder in use (`RunError`).
+    """
+    own = job_config(config, job)
+    folder = folder_of(own)
+    with held(folder.file("lock"), job.name, LOCK_WAIT_S):
+        known = read_end(folder)
+        if known is not None:
+            return known
+        try:
+            end = _trial(own, job, run) if job.kind == "trial" else _final(config, own, run)
+        except (RayError, RunError):
+            raise
+        except Exception as error:
+            if _worker_died(error):
+                raise
+            end = End("failed", reason=_reason(error), **_course(folder))
+        write_end(folder, end)
+        # What is left to do needs no weights but a final's student.
+        shutil.rmtree(folder.checkpoints.path, ignore_errors=True)
+    return end
+
+
+class TrialStage(FinetuneStage):
+    """Fine-tuning that ends at a rung whose bound it misses, and leaves its scores only."""
+
+    name = "tune"
+
+    def __init__(self, job: Job) -> None:
+        self.bounds = dict(job.bounds)
+
+    def enough(self, epoch: int, metrics: dict[str, float]) -> bool:
+        return falls_short(epoch, metrics["val_miou"], self.bounds)
+
+    def keep(self, task: SegmentTask, config: Config, folder: RunFolder, outcome: Outcome) -> dict[str, Any]:
+        return {}
+
+
+class FinalStage(FinetuneStage):
+    """Fine-tuning to its last epoch; the student of its last epoch is the result."""
+
+    name = "tune"
+
+    def keep(self, task: SegmentTask, config: Config, folder: RunFolder, outcome: Outcome) -> dict[str, Any]:
+        return keep_last(task, config, folder, outcome)
+
+
+def _trial(own: Config, job: Job, run: RunHandle | None) -> End:
+    result = train_untracked(own, TrialStage(job), run)
+    end = ended(result["val_miou"], seconds=result["seconds"], **_course(folder_of(own)))
+    if end.score is not None and falls_short(result["epochs"], end.score, job.bounds):
+        bound = job.bounds[result["epochs"]]
+        return replace(end, status="pruned", reason=f"epoch {result['epochs']}: {end.score:.4f} < {bound:.4f}")
+    return end
+
+
+def _final(config: Config, own: Config, run: RunHandle | None) -> End:
+    """Retrains, then scores once on the final split, all of it."""
+    result = train_untracked(own, FinalStage(), run)
+    wanted = replace(
+        config.evaluation, checkpoint=result["student"], split=config.tune.final_split, submission=None
+    )
+    evaluated = evaluation_config(replace(own, evaluation=wanted))
+    scores = train_untracked(evaluated, EvaluateStage(), None)["evaluation"]
+    folder = folder_of(own)
+    storage.write_bytes_atomic(folder.file("evaluation.json"), json.dumps(scores, indent=2).encode())
+    score = float("nan") if scores["miou"] is None else scores["miou"]
+    return ended(score, seconds=result["seconds"], **_course(folder))
+
+
+def _course(folder: RunFolder) -> dict[str, Any]:
+    """How far a job came and what its validations said, from its journal."""
+    journal = sorted(read_journal(folder.file("metrics.jsonl")).items())
+    curve = tuple((m["epoch"], m["val_miou"]) for _, m in journal if "val_miou" in m)
+    return {"curve": curve, "steps": journal[-1][0] if journal else 0}
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).strip()
+    return text if type(error).__module__.startswith("slidr.") and text else f"{type(error).__name__}: {text}"
+
+
+def _worker_died(error: Exception) -> bool:
+    """Whether a group of workers ended by losing one, not by what its training raised."""
+    if not isinstance(error, TrainingFailed) or error.__cause__ is None:
+        return False
+    failures = getattr(error.__cause__, "worker_failures", {0: error.__cause__})
+    return any(not isinstance(failure, UserExceptionWithTraceback) for failure in failures.values())

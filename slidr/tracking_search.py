@@ -1,0 +1,206 @@
+"""A search in MLflow: one run for the search, one for each fraction, one for each trial and final.
+
+The tree mirrors the search's folders. The driver alone makes runs; a job attaches to its own by id. Nothing waits for
+the store: what it missed while it was away is made up for at the next job's end, at the search's end, or when the same
+command runs again.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from slidr.config import Config
+from slidr.data import storage
+from slidr.tracking import Journal, RunHandle, connect, start_run, tracking_uri
+from slidr.training.runs import RunFolder, folder_of
+from slidr.tuning.jobs import End, Job, fraction_name, job_config, search_folder
+
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
+_PAUSE_S = 30.0  # before a store that did not answer is tried again
+_STATUS = {"finished": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
+_NOTE, _MIRRORED = "mlflow_run_id", "mlflow_mirrored"
+
+
+class SearchTracker:
+    """Keeps the tree of one search. Its methods return at once, without an error, while the store is away."""
+
+    def __init__(self, config: Config, tags: dict[str, str]) -> None:
+        self._config, self._tags = config, tags
+        self._inside = replace(config, tracking=replace(config.tracking, uri=tracking_uri(config)))
+        self._known: dict[str, str] = {}  # run ids by folder, of the runs that this process made or found
+        self._parents: list[str] = []  # the runs of the search and of its fractions
+        self._fresh = False  # the store knows nothing of this search: notes of earlier ids mean nothing
+        self._retry_at = 0.0
+        self._away = False
+
+    @property
+    def run_id(self) -> str | None:
+        """The search's own run, once there is one."""
+        return self._known.get(search_folder(self._config).path)
+
+    def start(self, job: Job) -> RunHandle | None:
+        """The job's run, made or taken up again; None while the store is away."""
+        return self._trying(lambda: self._start(job))
+
+    def end(self, job: Job, end: End, files: Sequence[str] = ()) -> bool:
+        """Completes the job's run: all metrics, how it ended, files as artifacts. True when it is complete."""
+        return bool(self._trying(lambda: self._end(job, end, files)))
+
+    def close(self, status: str, files: Sequence[str] = ()) -> bool:
+        """Ends the runs of the fractions and of the search; `files` become the search's artifacts."""
+        return bool(self._trying(lambda: self._close(status, files)))
+
+    def _start(self, job: Job) -> RunHandle:
+        config = job_config(self._inside, job)
+        return RunHandle(tracking_uri(self._config), self._run(config, folder_of(config), job))
+
+    def _end(self, job: Job, end: End, files: Sequence[str]) -> bool:
+        config = job_config(self._inside, job)
+        folder = folder_of(config)
+        self._fraction(job.group.fraction)  # finds out whether the store is still the one that was
+        note = folder.note(_MIRRORED)
+        if note is not None and note == folder.note(_NOTE) and not self._fresh:
+            return True
+        handle = RunHandle(tracking_uri(self._config), self._run(config, folder, job))
+        if not Journal(folder.file("metrics.jsonl"), handle).send():
+            return False
+        client = connect(handle.uri)
+        if end.score is not None:
+            client.log_metric(handle.run_id, "score", end.score, step=end.steps)
+        for key, value in {"end": end.status, "reason": end.reason or ""}.items():
+            client.set_tag(handle.run_id, key, value[:5000])
+        for path in files:
+            client.log_artifact(handle.run_id, path)
+        client.set_terminated(handle.run_id, _STATUS[end.status])
+        folder.note(_MIRRORED, handle.run_id)
+        return True
+
+    def _close(self, status: str, files: Sequence[str]) -> bool:
+        self._search()
+        client = connect(tracking_uri(self._config))
+        assert self.run_id is not None
+        for path in files:
+            client.log_artifact(self.run_id, path)
+        for run_id in self._parents:
+            client.set_terminated(run_id, status)
+        return True
+
+    def _run(self, config: Config, folder: RunFolder, job: Job) -> str:
+        """A job's run below its fraction's."""
+        parent = self._fraction(job.group.fraction)
+        name = f"{fraction_name(job.group.fraction)} {job.group.method} {job.name}"
+        values = {
+            "fraction": repr(job.group.fraction),
+            "method": job.group.method,
+            "kind": job.kind,
+            "index": str(job.index),
+            "round": str(job.round),
+        }
+        return self._made(config, folder, name, parent, values)
+
+    def _search(self) -> str:
+        folder, earlier = search_folder(self._config), self.run_id
+        if earlier is not None:
+            return earlier
+        earlier = folder.note(_NOTE)
+        run_id = self._made(self._config, folder, f"tune-{self._config.run.name}", None, {"kind": "search"})
+        self._fresh = earlier is not None and run_id != earlier
+        self._parents.append(run_id)
+        return run_id
+
+    def _fraction(self, fraction: float) -> str:
+        parent, name = self._search(), fraction_name(fraction)
+        folder = RunFolder(storage.join(search_folder(self._config).path, name))
+        config = replace(self._inside, data=replace(self._config.data, train_fraction=fraction))
+        run_id = self._made(config, folder, name, parent, {"kind": "fraction", "fraction": repr(fraction)})
+        if run_id not in self._parents:
+            self._parents.append(run_id)
+        return run_id
+
+    def _made(self, config: Config, folder: RunFolder, name: str, parent: str | None, tags: dict[str, str]) -> str:
+        """The run of a folder: known, found in the store by the folder's note, or new."""
+        if folder.path not in self._known:
+            tags = {**self._tags, **tags, **({} if parent is None else {"mlflow.parentRunId": parent})}
+            earlier = None if self._fresh else folder.note(_NOTE)
+            run_id = start_run(config, "tune", earlier, name, tags).run_id
+            if run_id != earlier:
+                folder.note(_NOTE, run_id)
+                storage.delete(folder.file("metrics.jsonl.sent"))  # a new run has seen nothing yet
+            self._known[folder.path] = run_id
+        return self._known[folder.path]
+
+    def _trying(self, call: Callable[[], T]) -> T | None:
+        if time.monotonic() < self._retry_at:
+            return None
+        try:
+            value = call()
+        except Exception as error:  # any failure of a remote store; the search must go on
+            if not self._away:
+                where = tracking_uri(self._config).split("@")[-1]
+                _log.warning(
+                    "MLflow at %s cannot be reached (%s); the search goes on and sends later", where, type(error).__name__
+                )
+            self._away, self._retry_at = True, time.monotonic() + _PAUSE_S
+            return None
+        self._away = False
+        return value
+
+    def hurry(self) -> None:
+        """Lets the next call try the store at once."""
+        self._retry_at = 0.0
+
+
+def read_search(uri: str, run_id: str) -> list[dict[str, Any]]:
+    """Every trial and final below a search's run, read back from MLflow: the same names as in `trials.parquet`.
+
+    The curve is that of `val_miou`. Sorted by fraction, method, kind (trials first) and index.
+    """
+    client = connect(uri)
+    experiment = client.get_run(run_id).info.experiment_id
+    rows = []
+    for fraction in _children(client, experiment, run_id):
+        for run in _children(client, experiment, fraction.info.run_id):
+            tags, params, metrics = run.data.tags, run.data.params, run.data.metrics
+            head = params["optim.head_lr"]
+            history = {m.step: m.value for m in client.get_metric_history(run.info.run_id, "val_miou")}
+            rows.append(
+                {
+                    "fraction": float(tags["fraction"]),
+                    "method": tags["method"],
+                    "kind": tags["kind"],
+                    "index": int(tags["index"]),
+                    "round": int(tags["round"]),
+                    "seed": int(params["run.seed"]),
+                    "status": tags.get("end", "running"),
+                    "score": metrics.get("score"),
+                    "lr": float(params["optim.lr"]),
+                    "head_lr": None if head == "None" else float(head),
+                    "weight_decay": float(params["optim.weight_decay"]),
+                    "batch_size": int(params["optim.batch_size"]),
+                    "epochs": int(params["optim.epochs"]),
+                    "curve": [value for _, value in sorted(history.items())],
+                    "run_id": run.info.run_id,
+                }
+            )
+    return sorted(rows, key=lambda row: (row["fraction"], row["method"], row["kind"] == "final", row["index"]))
+
+
+def _children(client: Any, experiment: str, run_id: str) -> Iterator[Any]:
+    token = None
+    while True:
+        page = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{run_id}'", page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def existing(folder: RunFolder, names: Sequence[str]) -> list[str]:
+    """Those of a folder's files that are there."""
+    return [path for path in map(folder.file, names) if Path(path).exists()]

@@ -1,0 +1,138 @@
+"""What a search is made of: jobs (a training each) and how they ended, as values and as files."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+from slidr.config import Config, MethodName, TuneConfig
+from slidr.data import storage
+from slidr.training.runs import RunFolder, folder_of
+
+Values = Mapping[str, float | int]  # of keys of `optim`
+Kind = Literal["trial", "final"]
+Status = Literal["finished", "pruned", "failed"]
+
+
+@dataclass(frozen=True, order=True)
+class Group:
+    """One row of the table at one label fraction: its trials are compared with each other."""
+
+    fraction: float
+    method: MethodName
+
+    @property
+    def name(self) -> str:
+        """Of its folder; readable."""
+        return f"{fraction_name(self.fraction)}/{self.method}"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training: a trial of the search, or a winner's retraining with another seed."""
+
+    group: Group
+    kind: Kind
+    index: int
+    values: Values = field(hash=False)
+    round: int = 0
+    bounds: Mapping[int, float] = field(default_factory=dict, hash=False)  # least score to go on with, by epoch
+
+    @property
+    def name(self) -> str:
+        """Of its folder, within its group's."""
+        return f"{self.kind}-{self.index:03d}"
+
+    def to_json(self) -> str:
+        """The inverse of `from_json`; floats survive exactly."""
+        return json.dumps(asdict(self))
+
+    @staticmethod
+    def from_json(text: str) -> Job:
+        raw = json.loads(text)
+        bounds = {int(epoch): bound for epoch, bound in raw["bounds"].items()}
+        return Job(**{**raw, "group": Group(**raw["group"]), "bounds": bounds})
+
+
+@dataclass(frozen=True)
+class End:
+    """How a job ended.
+
+    `score` is mIoU: a trial's after its last epoch on `data.val_split`, a final's on `tune.final_split`.
+    """
+
+    status: Status
+    score: float | None = None
+    reason: str | None = None
+    curve: tuple[tuple[float, float], ...] = ()  # (epoch, mIoU on data.val_split) of each validation
+    steps: int = 0
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        assert (self.status == "failed") == (self.score is None), "a score is what a failed job lacks"
+
+
+def read_end(folder: RunFolder) -> End | None:
+    """The recorded end of a job, or None for one that has not ended."""
+    path = folder.file("end.json")
+    if not storage.exists(path):
+        return None
+    raw = json.loads(storage.read_bytes(path))
+    return End(**{**raw, "curve": tuple((epoch, score) for epoch, score in raw["curve"])})
+
+
+def write_end(folder: RunFolder, end: End) -> None:
+    """Records an end, whole or not at all; a job with a record is never run again."""
+    storage.write_bytes_atomic(folder.file("end.json"), json.dumps(asdict(end), indent=2).encode())
+
+
+def ended(score: float, **rest: Any) -> End:
+    """A finished job's end; one whose score is no number failed."""
+    if math.isfinite(score):
+        return End("finished", score, **rest)
+    return End("failed", None, f"the score is {score}", **rest)
+
+
+def search_folder(config: Config) -> RunFolder:
+    """Where a search and all its jobs live."""
+    return folder_of(config)
+
+
+def job_config(config: Config, job: Job) -> Config:
+    """The config of the run that a job is: an ordinary fine-tuning.
+
+    One worker trains in the job's own process (`cluster.num_workers: 0`). A trial has the search's seed, so that
+    trials differ in their values only; a final has another, with which nothing was chosen. A final's
+    training watches one frame an epoch: nothing is decided there.
+    """
+    tune = config.tune
+    workers = config.cluster.num_workers if config.cluster.num_workers > 1 else 0
+    data = replace(config.data, train_fraction=job.group.fraction)
+    seed = config.run.seed
+    if job.kind == "final":
+        data = replace(data, train_split=tune.final_train_split, max_val_frames=1)
+        seed += 1 + job.index
+    return replace(
+        config,
+        data=data,
+        student=config.student if job.group.method == "pretrained" else replace(config.student, weights=None),
+        optim=replace(config.optim, **job.values),
+        run=replace(
+            config.run,
+            folder=storage.join(search_folder(config).path, job.group.name),
+            name=job.name,
+            seed=seed,
+            resume=True,
+            keep_checkpoints=1,
+        ),
+        cluster=replace(config.cluster, num_workers=workers),
+        tune=TuneConfig(),  # what a run is does not depend on the search around it
+    )
+
+
+def fraction_name(fraction: float) -> str:
+    """ "1pct" and the like: of folders and models."""
+    return f"{100 * fraction:g}pct"
