@@ -57,6 +57,12 @@ def _evaluate(config: Config) -> object:
     return run_evaluation(config)
 
 
+def _tune(config: Config) -> object:
+    from slidr.stages import run_search
+
+    return run_search(config)
+
+
 def _demo(config: Config) -> object:
     from slidr.demo import run_demo
 
@@ -75,6 +81,7 @@ COMMANDS: dict[str, Command] = {
     "pretrain": Command("distil image features into a lidar network, on Ray Train", _pretrain),
     "finetune": Command("train a student on labelled sweeps, wholly or its last layer, on Ray Train", _finetune),
     "evaluate": Command("score a fine-tuned student on a split, per point: --checkpoint PATH", _evaluate),
+    "tune": Command("search learning rates for each label fraction, on Ray Tune; --fresh starts anew", _tune),
     "demo": Command("the whole way on a synthetic world, minutes on two cores", _demo),
     "ui": Command("MLflow's page over the runs, on loopback, until interrupted", _ui),
 }
@@ -130,6 +137,7 @@ def usage() -> str:
             "",
             "usage: slidr COMMAND CONFIG [--section.key value ...]",
             "       slidr evaluate CONFIG --checkpoint PATH [--section.key value ...]",
+            "       slidr tune CONFIG [--fresh] [--section.key value ...]",
             *(f"       {text.split(': ')[1]}" for text in _OTHERS.values()),
             "",
             *lines,
@@ -154,6 +162,8 @@ def _run(name: str, rest: list[str]) -> int:
     path, *overrides = rest
     if name == "evaluate":
         overrides = [re.sub(r"^--checkpoint(?==|$)", "--evaluation.checkpoint", word) for word in overrides]
+    if name == "tune":
+        overrides = ["--tune.fresh" if word == "--fresh" else word for word in overrides]
     config = override(load(path), overrides, prog=f"slidr {name} {path}", description=command.help)
     outcome = command.run(config)
     return outcome if isinstance(outcome, int) else 0

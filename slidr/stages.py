@@ -13,6 +13,7 @@ from slidr.cluster.evaluate import evaluate
 from slidr.cluster.finetune import finetune
 from slidr.cluster.pretrain import pretrain
 from slidr.cluster.superpixels import SuperpixelReport, compute_superpixels
+from slidr.cluster.tune import search
 from slidr.config import Config, ConfigError, WorldConfig
 from slidr.data import nuscenes, semantic_kitti, storage
 from slidr.data.frames import FrameTable, write_frames
@@ -105,6 +106,18 @@ def run_evaluation(config: Config) -> dict[str, Any]:
         console.print(f"also in {', '.join(result['files'])}")
     if "submission" in result:
         console.print(f"submission -> {result['submission']}")
+    return result
+
+
+def run_search(config: Config) -> dict[str, Any]:
+    """Searches learning rates for each label fraction and shows the table; see `slidr.cluster.tune`."""
+    result = search(config, lambda line: console.print(line, markup=False))
+    console.print(result["page"], markup=False)
+    console.print(f"also in {', '.join(result['files'])}")
+    if result["models"]:
+        console.print(f"models: {', '.join(result['models'])}")
+    if not result["recorded"]:
+        console.print("MLflow lacks a part of this, as it could not be reached: the same command sends the rest")
     return result
 
 

@@ -30,6 +30,7 @@ _SQLITE = "sqlite:///"
 _BATCH = 500  # MLflow takes at most 1000 metrics a request
 # A server that is gone must not hold training up for MLflow's default minutes of retries.
 _IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+_QUIET = {"MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
 
 
 @dataclass(frozen=True)
@@ -291,7 +292,7 @@ def serve_ui(uri: str, port: int) -> int:
 
 def connect(uri: str) -> Any:
     """MLflow's client of a store, quiet and impatient."""
-    for name, value in _IMPATIENT.items():
+    for name, value in (_IMPATIENT | _QUIET).items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
 

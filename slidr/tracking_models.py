@@ -1,6 +1,6 @@
 """MLflow's model registry: students as plain weights and their config, without pickles.
 
-    student = load_registered("models:/tune_nuscenes-1pct@champion", "http://host:5000")
+student = load_registered("models:/tune_nuscenes-1pct@champion", "http://host:5000")
 """
 
 from __future__ import annotations

@@ -46,15 +46,15 @@ class SearchTracker:
 
     def start(self, job: Job) -> RunHandle | None:
         """The job's run, made or taken up again; None while the store is away."""
-        return self._trying(lambda: self._start(job))
+        return self.trying(lambda: self._start(job))
 
     def end(self, job: Job, end: End, files: Sequence[str] = ()) -> bool:
         """Completes the job's run: all metrics, how it ended, files as artifacts. True when it is complete."""
-        return bool(self._trying(lambda: self._end(job, end, files)))
+        return bool(self.trying(lambda: self._end(job, end, files)))
 
     def close(self, status: str, files: Sequence[str] = ()) -> bool:
         """Ends the runs of the fractions and of the search; `files` become the search's artifacts."""
-        return bool(self._trying(lambda: self._close(status, files)))
+        return bool(self.trying(lambda: self._close(status, files)))
 
     def _start(self, job: Job) -> RunHandle:
         config = job_config(self._inside, job)
@@ -135,7 +135,7 @@ class SearchTracker:
             self._known[folder.path] = run_id
         return self._known[folder.path]
 
-    def _trying(self, call: Callable[[], T]) -> T | None:
+    def trying(self, call: Callable[[], T]) -> T | None:
         if time.monotonic() < self._retry_at:
             return None
         try:
@@ -144,7 +144,9 @@ class SearchTracker:
             if not self._away:
                 where = tracking_uri(self._config).split("@")[-1]
                 _log.warning(
-                    "MLflow at %s cannot be reached (%s); the search goes on and sends later", where, type(error).__name__
+                    "MLflow at %s cannot be reached (%s); the search goes on and sends later",
+                    where,
+                    type(error).__name__,
                 )
             self._away, self._retry_at = True, time.monotonic() + _PAUSE_S
             return None

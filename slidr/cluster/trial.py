@@ -88,9 +88,7 @@ def _trial(own: Config, job: Job, run: RunHandle | None) -> End:
 def _final(config: Config, own: Config, run: RunHandle | None) -> End:
     """Retrains, then scores once on the final split, all of it."""
     result = train_untracked(own, FinalStage(), run)
-    wanted = replace(
-        config.evaluation, checkpoint=result["student"], split=config.tune.final_split, submission=None
-    )
+    wanted = replace(config.evaluation, checkpoint=result["student"], split=config.tune.final_split, submission=None)
     evaluated = evaluation_config(replace(own, evaluation=wanted))
     scores = train_untracked(evaluated, EvaluateStage(), None)["evaluation"]
     folder = folder_of(own)

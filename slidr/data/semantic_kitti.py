@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from slidr.data import storage
-from slidr.data.splits import SEMANTIC_KITTI_SEQUENCES
+from slidr.data.splits import SEMANTIC_KITTI_SEQUENCES, sequence_splits
 from slidr.data.storage import DataError
 from slidr.types import Frame
 
@@ -23,14 +23,14 @@ def read_frames(root: str) -> list[Frame]:
     without calib.txt the lidar sits at the vehicle's origin. Raises `DataError` naming what is missing or damaged.
     """
     found = storage.list_names(storage.join(root, "sequences"))
-    split_of = {name: split for split, names in SEMANTIC_KITTI_SEQUENCES.items() for name in names}
-    sequences = sorted(found & split_of.keys())
+    known = {name for names in SEMANTIC_KITTI_SEQUENCES.values() for name in names}
+    sequences = sorted(found & known)
     if not sequences:
         raise DataError(
             f"{storage.join(root, 'sequences')}: no sequence 00 to 21; data.root must be the folder that holds "
             f"sequences/"
         )
-    frames = [frame for name in sequences for frame in _sequence(root, name, split_of[name])]
+    frames = [frame for name in sequences for frame in _sequence(root, name)]
     if not frames:
         raise DataError(
             f"{storage.join(root, 'sequences')}: its sequences hold no velodyne/*.bin; is the download whole?"
@@ -38,7 +38,7 @@ def read_frames(root: str) -> list[Frame]:
     return frames
 
 
-def _sequence(root: str, sequence: str, split: str) -> list[Frame]:
+def _sequence(root: str, sequence: str) -> list[Frame]:
     folder = f"sequences/{sequence}"
     scans = _stems(root, f"{folder}/velodyne", ".bin")
     labelled = set(_stems(root, f"{folder}/labels", ".label"))
@@ -59,7 +59,7 @@ def _sequence(root: str, sequence: str, split: str) -> list[Frame]:
             cameras=(),
             previous=tokens[i - 1] if i > 0 else None,
             next=tokens[i + 1] if i + 1 < len(tokens) else None,
-            splits=(split,),
+            splits=sequence_splits(sequence),
         )
         for i, (scan, token) in enumerate(zip(scans, tokens, strict=True))
     ]

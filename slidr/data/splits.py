@@ -20,6 +20,9 @@ _VERIFY = """
 """
 VERIFY_SCENES = frozenset(f"scene-{number}" for number in _VERIFY.split())
 
+# The training sequence of SemanticKITTI held out to choose settings on: whole, as neighbouring scans are alike.
+VERIFY_SEQUENCE = "07"
+
 # Scans of each SemanticKITTI sequence, by split.
 SEMANTIC_KITTI_SEQUENCES: dict[str, dict[str, int]] = {
     "train": {
@@ -56,6 +59,14 @@ def pretraining_splits(scene: str, official: Sequence[str]) -> tuple[str, ...]:
     if "train" not in official:
         return tuple(official)
     return (*official, "verify" if scene in VERIFY_SCENES else "parametrize")
+
+
+def sequence_splits(sequence: str) -> tuple[str, ...]:
+    """Every split of a SemanticKITTI sequence: its official one; for training sequences verify or else parametrize."""
+    official = next(split for split, names in SEMANTIC_KITTI_SEQUENCES.items() if sequence in names)
+    if official != "train":
+        return (official,)
+    return (official, "verify" if sequence == VERIFY_SEQUENCE else "parametrize")
 
 
 def step_of(fraction: float) -> int:

@@ -37,7 +37,7 @@ def rates_chart(rows: Sequence[Mapping[str, Any]], split: str) -> bytes:
 
 
 def fractions_chart(entries: Sequence[Mapping[str, Any]], split: str) -> bytes:
-    """A PNG: each method's mean mIoU on `split` against the fraction of the labels, with its interval and every seed."""
+    """A PNG: each method's mean mIoU on `split` against the label fraction, with its interval and every seed."""
     figure = Figure(dpi=130, figsize=(5, 3.6), layout="constrained")
     axes = figure.add_subplot()
     for method, colour in _COLOURS.items():
@@ -108,9 +108,7 @@ def _trials(axes: Any, rows: Sequence[Mapping[str, Any]], method: str, colour: s
     if points("failed")[0]:
         lrs = points("failed")[0]
         feet = axes.get_xaxis_transform()  # x in data, y in shares of the panel
-        axes.plot(
-            lrs, [_SHARE_OF_EMPTY_AXIS] * len(lrs), "x", color=colour, transform=feet, label=f"{method}, failed"
-        )
+        axes.plot(lrs, [_SHARE_OF_EMPTY_AXIS] * len(lrs), "x", color=colour, transform=feet, label=f"{method}, failed")
     if finished:
         best = max(finished, key=lambda row: (row["score"], -row["index"]))
         axes.plot([best["lr"]], [100 * best["score"]], "o", color=colour, fillstyle="none", markersize=12)

@@ -75,18 +75,25 @@ class End:
         assert (self.status == "failed") == (self.score is None), "a score is what a failed job lacks"
 
 
+def end_to_json(end: End) -> str:
+    """The inverse of `end_from_json`; floats survive exactly."""
+    return json.dumps(asdict(end), indent=2)
+
+
+def end_from_json(text: str | bytes) -> End:
+    raw = json.loads(text)
+    return End(**{**raw, "curve": tuple((epoch, score) for epoch, score in raw["curve"])})
+
+
 def read_end(folder: RunFolder) -> End | None:
     """The recorded end of a job, or None for one that has not ended."""
     path = folder.file("end.json")
-    if not storage.exists(path):
-        return None
-    raw = json.loads(storage.read_bytes(path))
-    return End(**{**raw, "curve": tuple((epoch, score) for epoch, score in raw["curve"])})
+    return end_from_json(storage.read_bytes(path)) if storage.exists(path) else None
 
 
 def write_end(folder: RunFolder, end: End) -> None:
     """Records an end, whole or not at all; a job with a record is never run again."""
-    storage.write_bytes_atomic(folder.file("end.json"), json.dumps(asdict(end), indent=2).encode())
+    storage.write_bytes_atomic(folder.file("end.json"), end_to_json(end).encode())
 
 
 def ended(score: float, **rest: Any) -> End:

@@ -25,7 +25,9 @@ def groups_of(config: Config) -> list[Group]:
 
 def winner(group: Group, ends: Ends) -> Job | None:
     """A group's finished trial of highest score, the first of equals; None where none finished."""
-    finished = [(end.score, -job.index, job) for job, end in ends.items() if _is(job, group) and end.status == "finished"]
+    finished = [
+        (end.score, -job.index, job) for job, end in ends.items() if _is(job, group) and end.status == "finished"
+    ]
     return max(finished, key=lambda entry: entry[:2])[2] if finished else None
 
 

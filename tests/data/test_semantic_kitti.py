@@ -34,7 +34,7 @@ def root(tmp_path: Path) -> Path:
 def test_sequences_become_frames_with_splits_poses_and_neighbours(root: Path) -> None:
     frames = read_frames(str(root))
     assert [f.token for f in frames] == ["00/000000", "00/000001", "00/000002", "08/000000", "11/000000"]
-    assert [f.splits for f in frames] == [("train",)] * 3 + [("val",), ("test",)]
+    assert [f.splits for f in frames] == [("train", "parametrize")] * 3 + [("val",), ("test",)]
     middle = frames[1]
     assert (middle.previous, middle.next) == ("00/000000", "00/000002")
     assert (frames[0].previous, frames[2].next) == (None, None)

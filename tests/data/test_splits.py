@@ -14,6 +14,7 @@ from slidr.data.splits import (
     every_counted,
     pretraining_splits,
     published_fraction,
+    sequence_splits,
     step_of,
 )
 
@@ -71,4 +72,5 @@ def test_frozen_lists_of_semantic_kitti_follow_the_rule(fraction: float, scans: 
 
 def test_a_fraction_without_a_frozen_list_is_refused() -> None:
     with pytest.raises(ValueError, match=r"got 0\.3; lists are published for 0\.01"):
-        published_fraction("nuscenes", 0.3)
+    published_fraction,
+    sequence_splits,

@@ -1,0 +1,8 @@
+"""The learning-rate search as a Ray job: ray job submit --working-dir . -- python jobs/tune.py CONFIG [--section.key value]"""
+
+import sys
+
+from slidr.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["tune", *sys.argv[1:]]))

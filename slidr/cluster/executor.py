@@ -1,0 +1,163 @@
+"""Runs an agenda's jobs: on Ray Tune, as many at a time as there is room for, or here, one by one.
+
+Tune does what it is good at: it places trials, counts resources, restarts what died. It proposes, compares and
+remembers nothing; those are the agenda's and the records', which do not depend on what runs when.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # jobs write journals of their own
+
+import torch
+from ray import tune
+from ray.tune.search import Searcher
+
+from slidr.cluster import session
+from slidr.cluster.train import check_room
+from slidr.cluster.trial import run_job
+from slidr.config import ClusterConfig, Config
+from slidr.tracking import RunHandle, tracking_uri
+from slidr.training.runs import RunError
+from slidr.tuning.agenda import Agenda, run_here
+from slidr.tuning.jobs import End, Job, end_from_json, end_to_json, search_folder
+
+Start = Callable[[Job], RunHandle | None]
+Ended = Callable[[Job, End], None]
+
+
+def run_agenda(agenda: Agenda, config: Config, start: Start, ended: Ended) -> None:
+    """Runs every job of the agenda; `config` is the search's, with absolute paths.
+
+    `start` is called in this process as a job begins and gives its MLflow run, `ended` as it has ended. Raises
+    `ClusterError` where the cluster has no room for a single job, `KeyboardInterrupt` where the user broke it off.
+    """
+    if config.cluster.num_workers == 0:
+
+        def run(job: Job) -> End:
+            end = run_job(config, job, start(job))
+            ended(job, end)
+            return end
+
+        run_here(agenda, run)
+    elif not agenda.exhausted:
+        session.start(config.cluster)
+        check_trial_room(config.cluster)
+        _run_on_tune(agenda, config, start, ended)
+
+
+def check_trial_room(cluster: ClusterConfig) -> int:
+    """How many jobs the cluster holds at a time. Raises `ClusterError`, with the numbers, where it holds none."""
+    if cluster.num_workers > 1:
+        check_room(cluster)
+        needed = cluster.num_workers * cluster.cpus_per_worker + cluster.loader_cpus
+        fits = min(session.available_cpus() // needed, session.places(cluster.cpus_per_worker) // cluster.num_workers)
+        return min(fits, session.available_gpus() // cluster.num_workers) if cluster.use_gpu else fits
+    places = session.places(cluster.cpus_per_worker)
+    if places < 1:
+        raise session.ClusterError(
+            f"cluster.cpus_per_worker: a trial needs {cluster.cpus_per_worker} CPUs on one node, the cluster's "
+            f"{session.available_cpus()} CPUs leave no node with as many; lower cluster.cpus_per_worker or add a node"
+        )
+    if not cluster.use_gpu:
+        return places
+    gpus = session.available_gpus()
+    if gpus < 1:
+        raise session.ClusterError(
+            "cluster.use_gpu: a trial needs 1 GPU, the cluster has 0; add a node with one or set cluster.use_gpu: false"
+        )
+    return min(places, gpus)
+
+
+def _run_on_tune(agenda: Agenda, config: Config, start: Start, ended: Ended) -> None:
+    cluster = config.cluster
+    if cluster.num_workers > 1:
+        # A run of many workers reserves its own places. The trial around it takes no CPU, or it would take one of them.
+        resources = tune.PlacementGroupFactory([{"node:__internal_head__": 0.001}])
+    else:
+        resources = tune.PlacementGroupFactory([{"CPU": cluster.cpus_per_worker, "GPU": int(cluster.use_gpu)}])
+    searcher = _AgendaSearcher(agenda, start, ended)
+    scratch = search_folder(config).file("ray")
+    tuner = tune.Tuner(
+        tune.with_resources(tune.with_parameters(_trial, config=config), resources),
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            num_samples=-1,
+            max_concurrent_trials=check_trial_room(cluster),
+            reuse_actors=True,
+            trial_name_creator=_trial_name,
+            trial_dirname_creator=_trial_name,
+        ),
+        run_config=tune.RunConfig(
+            name=f"tune-{time.time_ns()}",  # Tune takes up whatever bears the same name; resuming is ours
+            storage_path=scratch,
+            failure_config=tune.FailureConfig(max_failures=cluster.max_failures),
+            verbose=0,
+        ),
+    )
+    try:
+        tuner.fit()
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    if searcher.running or not agenda.exhausted:
+        raise KeyboardInterrupt  # Tune ends quietly on a first Ctrl-C
+
+
+def _trial(params: dict[str, Any], config: Config) -> dict[str, Any]:
+    """What Tune runs for a job, in a process of its own."""
+    torch.set_num_threads(config.cluster.cpus_per_worker)
+    job = Job.from_json(params["job"])
+    run = None if params["run_id"] is None else RunHandle(tracking_uri(config), params["run_id"])
+    try:
+        return {"end": end_to_json(run_job(config, job, run))}
+    except RunError as error:
+        return {"refused": str(error)}
+
+
+def _trial_name(trial: Any) -> str:
+    job = Job.from_json(trial.config["job"])
+    return f"{job.group.name.replace('/', '-')}-{job.name}"
+
+
+class _AgendaSearcher(Searcher):
+    """An agenda as Tune wants to be asked."""
+
+    def __init__(self, agenda: Agenda, start: Start, ended: Ended) -> None:
+        super().__init__()
+        self._agenda, self._start, self._ended = agenda, start, ended
+        self.running: dict[str, Job] = {}
+
+    def suggest(self, trial_id: str) -> Any:
+        if self._agenda.exhausted:
+            return Searcher.FINISHED
+        job = self._agenda.next()
+        if job is None:
+            return None
+        self.running[trial_id] = job
+        run = self._start(job)
+        return {"job": job.to_json(), "run_id": None if run is None else run.run_id}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        job = self.running.pop(trial_id)
+        if error or result is None or "end" not in result:
+            self._agenda.lose(job, (result or {}).get("refused", "its process died"))
+            return
+        end = end_from_json(result["end"])
+        self._agenda.end(job, end)
+        self._ended(job, end)
+
+    # Tune would keep what a searcher knows beside its own state. The records are what we restore from.
+    def save(self, checkpoint_path: str) -> None:
+        Path(checkpoint_path).touch()
+
+    def restore(self, checkpoint_path: str) -> None:
+        raise NotImplementedError("a search is continued from its records, not from Tune's state")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
