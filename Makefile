@@ -1,4 +1,5 @@
 # make demo   the main job on a synthetic world: nothing needed but git, make and Python 3.11 or 3.12
+# make tune-demo   the learning-rate search for two label fractions, on the same world
 # make test   ruff, the type checker and pytest, in an environment of its own making
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -7,10 +8,21 @@ PYTHON := $(shell for p in python3.11 python3.12 python3; do \
 
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test lint install lock container-check clean
+.PHONY: demo tune-demo test lint install lock container-check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/slidr demo configs/demo.yaml
+
+# What the search needs is made where it is missing: the demo's world, and a student taught for 100 steps where neither
+# the demo nor an earlier call has left one.
+tune-demo: $(VENV)/.installed
+	$(BIN)/slidr synthesize data/demo/nuscenes
+	test -f data/demo/frames.parquet || $(BIN)/slidr frames configs/demo.yaml
+	test -f runs/demo/student.pt || test -f runs/tune_demo_student/student.pt || { \
+	  $(BIN)/slidr superpixels configs/demo.yaml && $(BIN)/slidr pretrain configs/demo.yaml --run.name tune_demo_student \
+	  --run.resume --optim.max_steps 100 --run.score_frames 4 --data.max_val_frames 4; }
+	$(BIN)/slidr tune configs/tune/demo.yaml \
+	  --student.weights $$(ls runs/tune_demo_student/student.pt runs/demo/student.pt 2>/dev/null | tail -1)
 
 test: lint
 	$(BIN)/python -m pytest
@@ -43,4 +55,4 @@ container-check:
 
 # Only what can be made again for nothing: no data set, no superpixels, no other run.
 clean:
-	rm -rf $(VENV) build data/demo runs/demo
+	rm -rf $(VENV) build data/demo runs/demo runs/tune_demo runs/tune_demo_student

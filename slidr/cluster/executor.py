@@ -10,6 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from ray import tune
 from ray.tune.search import Searcher
 
 from slidr.cluster import session
-from slidr.cluster.train import check_room
+from slidr.cluster.room import check_room
 from slidr.cluster.trial import run_job
 from slidr.config import ClusterConfig, Config
 from slidr.tracking import RunHandle, tracking_uri
@@ -54,25 +55,15 @@ def run_agenda(agenda: Agenda, config: Config, start: Start, ended: Ended) -> No
 
 def check_trial_room(cluster: ClusterConfig) -> int:
     """How many jobs the cluster holds at a time. Raises `ClusterError`, with the numbers, where it holds none."""
-    if cluster.num_workers > 1:
-        check_room(cluster)
-        needed = cluster.num_workers * cluster.cpus_per_worker + cluster.loader_cpus
-        fits = min(session.available_cpus() // needed, session.places(cluster.cpus_per_worker) // cluster.num_workers)
-        return min(fits, session.available_gpus() // cluster.num_workers) if cluster.use_gpu else fits
-    places = session.places(cluster.cpus_per_worker)
-    if places < 1:
-        raise session.ClusterError(
-            f"cluster.cpus_per_worker: a trial needs {cluster.cpus_per_worker} CPUs on one node, the cluster's "
-            f"{session.available_cpus()} CPUs leave no node with as many; lower cluster.cpus_per_worker or add a node"
-        )
-    if not cluster.use_gpu:
-        return places
-    gpus = session.available_gpus()
-    if gpus < 1:
-        raise session.ClusterError(
-            "cluster.use_gpu: a trial needs 1 GPU, the cluster has 0; add a node with one or set cluster.use_gpu: false"
-        )
-    return min(places, gpus)
+    if cluster.num_workers == 1:
+        cluster = replace(cluster, loader_cpus=0)  # it loads its own samples
+    check_room(cluster)
+    nodes = session.nodes()
+    places = sum(node.cpus // cluster.cpus_per_worker for node in nodes)
+    if cluster.use_gpu:
+        places = min(places, sum(node.gpus for node in nodes))
+    cpus = cluster.num_workers * cluster.cpus_per_worker + cluster.loader_cpus
+    return max(1, min(places // cluster.num_workers, sum(node.cpus for node in nodes) // cpus))
 
 
 def _run_on_tune(agenda: Agenda, config: Config, start: Start, ended: Ended) -> None:

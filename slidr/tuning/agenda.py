@@ -135,7 +135,7 @@ class SearchAgenda:
 
     def _round(self, group: Group, progress: _Progress) -> list[Job]:
         tune, first = self._tune, len(progress.ends)
-        jobs = []
+        jobs: list[Job] = []
         curves = [end.curve for end in progress.ends.values() if end.status != "failed"]
         for values in progress.proposer.propose(min(tune.round_size, progress.total - first)):
             job = Job(group, "trial", first + len(jobs), values, round=first // tune.round_size)

@@ -12,7 +12,7 @@ from slidr.config import Config, MethodName, TuneConfig
 from slidr.data import storage
 from slidr.training.runs import RunFolder, folder_of
 
-Values = Mapping[str, float | int]  # of keys of `optim`
+Values = Mapping[str, Any]  # numbers, by keys of `optim`
 Kind = Literal["trial", "final"]
 Status = Literal["finished", "pruned", "failed"]
 
