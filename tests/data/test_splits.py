@@ -72,5 +72,11 @@ def test_frozen_lists_of_semantic_kitti_follow_the_rule(fraction: float, scans: 
 
 def test_a_fraction_without_a_frozen_list_is_refused() -> None:
     with pytest.raises(ValueError, match=r"got 0\.3; lists are published for 0\.01"):
-    published_fraction,
-    sequence_splits,
+        published_fraction("nuscenes", 0.3)
+
+
+def test_one_whole_training_sequence_of_semantic_kitti_is_held_out_to_choose_settings_on() -> None:
+    splits = {name: sequence_splits(name) for names in SEMANTIC_KITTI_SEQUENCES.values() for name in names}
+    assert len(splits) == 22
+    assert [name for name, own in splits.items() if "verify" in own] == ["07"]
+    assert all((own[0] == "train") == (len(own) == 2) for own in splits.values())
