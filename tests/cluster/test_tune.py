@@ -1,0 +1,282 @@
+"""The search end to end on a tiny synthetic world, in this process; see test_tune_on_ray.py for the rest."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from slidr.cli import main
+from slidr.cluster import executor, tune
+from slidr.cluster.tune import search
+from slidr.config import (
+    ClusterConfig,
+    Config,
+    ConfigError,
+    DataConfig,
+    LossConfig,
+    OptimConfig,
+    RunConfig,
+    SpaceConfig,
+    StudentConfig,
+    TrackingConfig,
+    TuneConfig,
+    VoxelConfig,
+    dump,
+)
+from slidr.data.frames import write_frames
+from slidr.data.nuscenes import read_frames
+from slidr.models.minkunet import MinkUNet14
+from slidr.tracking import tracking_uri
+from slidr.tracking_models import load_registered
+from slidr.tracking_search import read_search
+from slidr.training.runs import RunError
+
+COMPARED = ("fraction", "method", "kind", "index", "round", "seed", "status", "score", "lr", "head_lr", "weight_decay")
+COMPARED += ("batch_size", "epochs", "curve")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """As many threads as a trial of one CPU has: sums are then taken in the same order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def search_config(world: Path, folder: Path) -> Config:
+    """A search of the tiny world: two fractions, both methods, two rounds of a trial, ASHA, two seeds."""
+    frames = folder / "frames.parquet"
+    write_frames(read_frames(world, "v1.0-trainval"), str(frames))
+    student = folder / "pretrained.pt"
+    torch.manual_seed(0)
+    torch.save({"model_points": MinkUNet14(1, 64, width=0.25).state_dict()}, student)
+    space = SpaceConfig(lr=(1e-3, 1e-1))
+    return Config(
+        data=DataConfig(root=str(world), frames=str(frames), voxel=VoxelConfig(size=(0.4, 2.0, 0.4))),
+        student=StudentConfig(name="minkunet14", width=0.25, out_channels=17, weights=str(student)),
+        loss=LossConfig(names=("cross_entropy_lovasz",)),
+        optim=OptimConfig(name="adamw", lr=1e-2, epochs=2, batch_size=1),
+        run=RunConfig(folder=str(folder / "runs"), name="search", log_every=1),
+        cluster=ClusterConfig(num_workers=0),
+        tune=TuneConfig(
+            fractions=(0.5, 1.0),
+            trials=2,
+            round_size=1,
+            seeds=2,
+            pretrained=replace(space, head_lr=(1e-3, 1.0)),
+            random=space,
+            results=str(folder / "results"),
+        ),
+    )
+
+
+@pytest.fixture(scope="module")
+def config(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """Of a world of its own, as its `val` files are taken away."""
+    folder = tmp_path_factory.mktemp("tune")
+    shutil.copytree(tiny_world, folder / "world")
+    return search_config(folder / "world", folder)
+
+
+@pytest.fixture(scope="module")
+def found(config: Config) -> dict[str, Any]:
+    """The search's result. Until its finals are asked for, no file of a `val` sweep can be read."""
+    frames = read_frames(config.data.root, "v1.0-trainval")
+    hidden = [
+        Path(config.data.root, path)
+        for frame in frames
+        if "val" in frame.splits
+        for path in (frame.lidar_path, frame.label_path)
+        if path is not None
+    ]
+    assert hidden
+    assert all(path.exists() for path in hidden)
+    for path in hidden:
+        path.rename(path.with_suffix(".hidden"))
+    real, trained = tune.finals, []
+
+    def revealing(*arguments: Any) -> Any:
+        trained.extend(Path(config.run.folder).glob("search/*/*/*/end.json"))
+        for path in hidden:
+            path.with_suffix(".hidden").rename(path)
+        return real(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tune, "finals", revealing)
+        result = search(config)
+    assert len(trained) == 8, "every trial had ended before a sweep of val could be read"
+    return result
+
+
+def parquet(config: Config) -> list[dict[str, Any]]:
+    return pq.read_table(Path(str(config.tune.results), "trials.parquet")).to_pylist()
+
+
+def test_a_search_that_cannot_read_val_finds_winners_and_scores_each_on_val_once(
+    config: Config, found: dict[str, Any]
+) -> None:
+    rows = parquet(config)
+    assert [row["kind"] for row in rows].count("trial") == 8
+    assert {row["status"] for row in rows} == {"finished"}
+    assert [(entry["fraction"], entry["method"]) for entry in found["table"]] == [
+        (0.5, "pretrained"),
+        (0.5, "random"),
+        (1.0, "pretrained"),
+        (1.0, "random"),
+    ]
+    for entry in found["table"]:
+        group = [row for row in rows if (row["fraction"], row["method"]) == (entry["fraction"], entry["method"])]
+        trials = [row for row in group if row["kind"] == "trial"]
+        best = max(trials, key=lambda row: row["score"])
+        last = [row for row in group if row["kind"] == "final"]
+        assert entry["winner"]["lr"] == best["lr"]
+        assert [row["lr"] for row in last] == [best["lr"]] * 2
+        assert [row["seed"] for row in last] == [1, 2]
+        assert entry["scores"] == [row["score"] for row in last]
+        assert entry["mean"] == pytest.approx(sum(entry["scores"]) / 2)
+        evaluations = Path(config.run.folder, "search").glob(
+            f"{100 * entry['fraction']:g}pct/{entry['method']}/*-evaluate-*"
+        )
+        assert len(list(evaluations)) == 2
+
+
+def test_mlflow_holds_the_tree_with_the_same_numbers_as_the_parquet(config: Config, found: dict[str, Any]) -> None:
+    from mlflow import MlflowClient
+
+    assert found["recorded"]
+    uri = tracking_uri(config)
+    read = read_search(uri, found["mlflow_run_id"])
+    assert [{key: row[key] for key in COMPARED} for row in read] == [
+        {key: row[key] for key in COMPARED} for row in parquet(config)
+    ]
+    client = MlflowClient(tracking_uri=uri)
+    top = client.get_run(found["mlflow_run_id"])
+    assert top.info.status == "FINISHED"
+    final = client.get_run(next(row["run_id"] for row in read if row["kind"] == "final"))
+    assert {"dataset_fingerprint", "split_manifest_sha256", "parent_sha256"} <= final.data.tags.keys()
+    names = {file.path for file in client.list_artifacts(final.info.run_id)}
+    assert {"evaluation.json", "confusion.png", "course.png"} <= names
+    parent = client.get_run(final.data.tags["mlflow.parentRunId"])
+    assert parent.data.tags["mlflow.parentRunId"] == top.info.run_id
+
+
+def test_the_registered_student_is_the_first_finals(config: Config, found: dict[str, Any]) -> None:
+    assert "models:/search-50pct@champion" in found["models"]
+    student = load_registered("models:/search-50pct@pretrained", tracking_uri(config))
+    path = Path(config.run.folder, "search/50pct/pretrained/final-000/student.pt")
+    expected = torch.load(path, weights_only=True)["model_points"]
+    assert not student.training
+    for name, value in student.student.state_dict().items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_a_finished_search_asked_for_again_trains_nothing_and_finds_the_same(
+    config: Config, found: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: Any) -> Any:
+        raise AssertionError("an ended job was run again")
+
+    monkeypatch.setattr(executor, "run_job", refuse)
+    again = search(config)
+    assert again["table"] == found["table"]
+    assert again["mlflow_run_id"] == found["mlflow_run_id"]
+
+
+def test_results_hold_the_table_and_its_pictures(config: Config, found: dict[str, Any]) -> None:
+    folder = Path(str(config.tune.results))
+    assert json.loads((folder / "table.json").read_text())["table"] == found["table"]
+    page = (folder / "table.md").read_text()
+    entry = found["table"][0]
+    assert f"{100 * entry['mean']:.1f} ± {100 * entry['half_width_95']:.1f}" in page
+    for name in ("rates.png", "fractions.png"):
+        assert (folder / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_other_values_under_the_same_name_are_refused_by_key(config: Config, found: dict[str, Any]) -> None:
+    with pytest.raises(RunError, match=r"tune\.round_size was 1, now 2.*--fresh"):
+        search(replace(config, tune=replace(config.tune, round_size=2)))
+    with pytest.raises(RunError, match=r"optim\.epochs was 2, now 3"):
+        search(replace(config, optim=replace(config.optim, epochs=3)))
+
+
+def small(config: Config, name: str, **changes: Any) -> Config:
+    """A search of random weights at one fraction: a grid of learning rates, one epoch, one seed."""
+    space = SpaceConfig(lr=changes.pop("lr", (1e-2,)))
+    wanted = replace(
+        config.tune,
+        fractions=(1.0,),
+        methods=("random",),
+        searcher="grid",
+        trials=None,
+        random=space,
+        seeds=1,
+        results=str(Path(config.run.folder, f"{name}-results")),
+        **changes,
+    )
+    return replace(
+        config,
+        run=replace(config.run, name=name),
+        optim=replace(config.optim, epochs=1),
+        student=replace(config.student, weights=None),
+        tune=wanted,
+    )
+
+
+def test_a_diverging_trial_is_recorded_with_its_reason_and_the_search_goes_on(config: Config) -> None:
+    result = search(small(config, "partly", lr=(1e-2, 1e30)))
+    rows = pq.read_table(result["files"][0]).to_pylist()
+    assert [row["status"] for row in rows] == ["finished", "failed", "finished"]
+    assert "the loss is" in rows[1]["reason"]
+    assert rows[1]["score"] is None
+    assert result["table"][0]["trials"] == {"finished": 1, "pruned": 0, "failed": 1}
+
+
+def test_a_search_whose_every_trial_failed_says_why_and_fails_and_fresh_starts_anew(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(dump(small(config, "doomed", lr=(1e29, 1e30))))
+    assert main(["tune", str(path)]) == 1
+    assert "all 2 trials failed" in capsys.readouterr().err
+    folder = Path(config.run.folder, "doomed")
+    assert json.loads((folder / "100pct/random/trial-001/end.json").read_text())["status"] == "failed"
+    path.write_text(dump(small(config, "doomed")))
+    assert main(["tune", str(path)]) == 1
+    assert "tune.random" in capsys.readouterr().err
+    assert main(["tune", str(path), "--fresh"]) == 0
+    assert json.loads((folder / "100pct/random/trial-000/end.json").read_text())["status"] == "finished"
+    assert len(list(folder.parent.glob("doomed.before-*"))) == 1
+
+
+def test_a_store_that_is_away_stops_nothing_and_is_sent_everything_later(config: Config) -> None:
+    away = replace(small(config, "alone"), tracking=TrackingConfig(uri="http://127.0.0.1:9"))
+    result = search(away)
+    assert not result["recorded"]
+    assert result["table"][0]["mean"] is not None
+    later = search(replace(away, tracking=TrackingConfig()))
+    assert later["recorded"]
+    assert later["table"] == result["table"]
+    rows = pq.read_table(later["files"][0]).to_pylist()
+    read = read_search(tracking_uri(config), later["mlflow_run_id"])
+    assert [{key: row[key] for key in COMPARED} for row in read] == [
+        {key: row[key] for key in COMPARED} for row in rows
+    ]
+
+
+def test_what_cannot_be_searched_is_refused_before_anything_is_trained(config: Config) -> None:
+    with pytest.raises(ConfigError, match=r"student\.weights: .*pretrained"):
+        search(replace(config, student=replace(config.student, weights=None)))
+    with pytest.raises(ConfigError, match=r"tune\.final_split: got verify"):
+        search(replace(config, tune=replace(config.tune, final_split="verify")))
+    with pytest.raises(ConfigError, match=r"optim\.batch_size of 64"):
+        search(replace(small(config, "huge"), optim=replace(config.optim, batch_size=64)))
+    assert not Path(config.run.folder, "huge").exists()
