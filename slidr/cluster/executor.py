@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # jobs write journals of their own
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # else Tune prints a box that no verbosity turns off
 
 import torch
 from ray import tune
@@ -22,10 +23,10 @@ from ray.tune.search import Searcher
 
 from slidr.cluster import session
 from slidr.cluster.room import check_room
-from slidr.cluster.trial import run_job
+from slidr.cluster.train import check_tracking
+from slidr.cluster.trial import NotTrained, run_job
 from slidr.config import ClusterConfig, Config
 from slidr.tracking import RunHandle, tracking_uri
-from slidr.training.runs import RunError
 from slidr.tuning.agenda import Agenda, run_here
 from slidr.tuning.jobs import End, Job, end_from_json, end_to_json, search_folder
 
@@ -37,9 +38,10 @@ def run_agenda(agenda: Agenda, config: Config, start: Start, ended: Ended) -> No
     """Runs every job of the agenda; `config` is the search's, with absolute paths.
 
     `start` is called in this process as a job begins and gives its MLflow run, `ended` as it has ended. Raises
-    `ClusterError` where the cluster has no room for a single job, `KeyboardInterrupt` where the user broke it off.
+    `ClusterError` where the cluster has no room for a single job, `NotTrained` (here) where a job could not
+    be trained, `KeyboardInterrupt` where the user broke it off.
     """
-    if config.cluster.num_workers == 0:
+    if config.cluster.max_workers == 0:
 
         def run(job: Job) -> End:
             end = run_job(config, job, start(job))
@@ -50,25 +52,26 @@ def run_agenda(agenda: Agenda, config: Config, start: Start, ended: Ended) -> No
     elif not agenda.exhausted:
         session.start(config.cluster)
         check_trial_room(config.cluster)
+        check_tracking(config)
         _run_on_tune(agenda, config, start, ended)
 
 
 def check_trial_room(cluster: ClusterConfig) -> int:
     """How many jobs the cluster holds at a time. Raises `ClusterError`, with the numbers, where it holds none."""
-    if cluster.num_workers == 1:
+    if cluster.max_workers == 1:
         cluster = replace(cluster, loader_cpus=0)  # it loads its own samples
     check_room(cluster)
     nodes = session.nodes()
-    places = sum(node.cpus // cluster.cpus_per_worker for node in nodes)
+    places = sum(node.cpus // cluster.reserved_cpus for node in nodes)
     if cluster.use_gpu:
         places = min(places, sum(node.gpus for node in nodes))
-    cpus = cluster.num_workers * cluster.cpus_per_worker + cluster.loader_cpus
-    return max(1, min(places // cluster.num_workers, sum(node.cpus for node in nodes) // cpus))
+    cpus = cluster.min_workers * cluster.reserved_cpus + (0 if cluster.elastic else cluster.loader_cpus)
+    return max(1, min(places // cluster.min_workers, sum(node.cpus for node in nodes) // cpus))
 
 
 def _run_on_tune(agenda: Agenda, config: Config, start: Start, ended: Ended) -> None:
     cluster = config.cluster
-    if cluster.num_workers > 1:
+    if cluster.max_workers > 1:
         # A run of many workers reserves its own places. The trial around it takes no CPU, or it would take one of them.
         resources = tune.PlacementGroupFactory([{"node:__internal_head__": 0.001}])
     else:
@@ -107,7 +110,7 @@ def _trial(params: dict[str, Any], config: Config) -> dict[str, Any]:
     run = None if params["run_id"] is None else RunHandle(tracking_uri(config), params["run_id"])
     try:
         return {"end": end_to_json(run_job(config, job, run))}
-    except RunError as error:
+    except NotTrained as error:
         return {"refused": str(error)}
 
 

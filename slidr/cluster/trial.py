@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -11,11 +13,13 @@ from ray.exceptions import RayError
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 
 from slidr.cluster.evaluate import EvaluateStage, evaluation_config
+from slidr.cluster.failures import WouldFailAgain
 from slidr.cluster.finetune import FinetuneStage, keep_last
 from slidr.cluster.train import TrainingFailed, train_untracked
 from slidr.config import Config
 from slidr.data import storage
-from slidr.tracking import RunHandle, read_journal
+from slidr.tracking import JournalError, RunHandle, read_journal
+from slidr.training.checkpoint import CheckpointError
 from slidr.training.locks import held
 from slidr.training.loop import Outcome
 from slidr.training.runs import RunError, RunFolder, folder_of
@@ -26,23 +30,32 @@ from slidr.tuning.rungs import falls_short
 LOCK_WAIT_S = 120.0  # for the process of an earlier, killed search to end
 
 
+class NotTrained(RuntimeError):
+    """A job that came to no end for a reason that lies outside it, such as a full disk; the message says which."""
+
+
 def run_job(config: Config, job: Job, run: RunHandle | None = None) -> End:
     """Trains a job, from its newest checkpoint if it has one, and records its end; a recorded one is only read.
 
     `config` is the search's. Metrics go to the MLflow `run`, if any. Any error of the training is an end ("failed");
-    errors that say nothing of it are raised: a worker that died (Ray's errors), a folder in use (`RunError`).
+    those that say nothing of it are raised: Ray's errors and `TrainingFailed` where a worker died, `NotTrained` where
+    the disk is full or the folder in use.
     """
     own = job_config(config, job)
     folder = folder_of(own)
-    with held(folder.file("lock"), job.name, LOCK_WAIT_S):
+    with _alone(folder, job):
         known = read_end(folder)
         if known is not None:
             return known
         try:
             end = _trial(own, job, run) if job.kind == "trial" else _final(config, own, run)
-        except (RayError, RunError):
+        except RayError:
             raise
+        except (RunError, OSError, JournalError, CheckpointError) as error:
+            raise NotTrained(str(error)) from error
         except Exception as error:
+            if isinstance(error.__cause__, OSError | JournalError):
+                raise NotTrained(str(error)) from error
             if _worker_died(error):
                 raise
             end = End("failed", reason=_reason(error), **_course(folder))
@@ -50,6 +63,16 @@ def run_job(config: Config, job: Job, run: RunHandle | None = None) -> End:
         # What is left to do needs no weights but a final's student.
         shutil.rmtree(folder.checkpoints.path, ignore_errors=True)
     return end
+
+
+@contextlib.contextmanager
+def _alone(folder: RunFolder, job: Job) -> Iterator[None]:
+    """Waits for a process of an earlier, killed search to let go of the job."""
+    try:
+        with held(folder.file("lock"), job.name, LOCK_WAIT_S):
+            yield
+    except RunError as error:
+        raise NotTrained(str(error)) from error
 
 
 class TrialStage(FinetuneStage):
@@ -112,6 +135,8 @@ def _reason(error: Exception) -> str:
 def _worker_died(error: Exception) -> bool:
     """Whether a group of workers ended by losing one, not by what its training raised."""
     if not isinstance(error, TrainingFailed) or error.__cause__ is None:
+        return False
+    if isinstance(getattr(error.__cause__, "controller_failure", None), WouldFailAgain):
         return False
     failures = getattr(error.__cause__, "worker_failures", {0: error.__cause__})
     return any(not isinstance(failure, UserExceptionWithTraceback) for failure in failures.values())

@@ -105,6 +105,11 @@ def _search(config: Config, tracker: SearchTracker, tell: Tell) -> dict[str, Any
 def _check(config: Config) -> dict[str, str]:
     """Refuses what no trial could do; returns what identifies the data and the weights, for MLflow's tags."""
     tune, data = config.tune, config.data
+    if storage.is_remote(config.run.folder):
+        raise ConfigError(
+            f"run.folder: {config.run.folder} is an object store; a search needs a folder on this machine, or mounted "
+            f"on every node: its jobs lock and rename"
+        )
     if tune.final_split in (data.train_split, data.val_split, tune.final_train_split):
         raise ConfigError(
             f"tune.final_split: got {tune.final_split}, which trials or finals train or choose on; name a split "

@@ -116,7 +116,7 @@ def job_config(config: Config, job: Job) -> Config:
     training watches one frame an epoch: nothing is decided there.
     """
     tune = config.tune
-    workers = config.cluster.num_workers if config.cluster.num_workers > 1 else 0
+    workers = config.cluster.num_workers if config.cluster.max_workers > 1 else 0
     data = replace(config.data, train_fraction=job.group.fraction)
     seed = config.run.seed
     if job.kind == "final":
