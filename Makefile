@@ -13,14 +13,11 @@ export RAY_USAGE_STATS_ENABLED := 0
 demo: $(VENV)/.installed
 	$(BIN)/slidr demo configs/demo.yaml
 
-# What the search needs is made where it is missing: the demo's world, and a student taught for 100 steps where neither
-# the demo nor an earlier call has left one.
+# Before the search, where neither the demo nor an earlier call has left a student: one that is taught for 100 steps.
 tune-demo: $(VENV)/.installed
-	$(BIN)/slidr synthesize data/demo/nuscenes
-	test -f data/demo/frames.parquet || $(BIN)/slidr frames configs/demo.yaml
-	test -f runs/demo/student.pt || test -f runs/tune_demo_student/student.pt || { \
-	  $(BIN)/slidr superpixels configs/demo.yaml && $(BIN)/slidr pretrain configs/demo.yaml --run.name tune_demo_student \
-	  --run.resume --optim.max_steps 100 --run.score_frames 4 --data.max_val_frames 4; }
+	$(BIN)/slidr demo-data configs/demo.yaml
+	test -f runs/demo/student.pt || test -f runs/tune_demo_student/student.pt || $(BIN)/slidr pretrain configs/demo.yaml \
+	  --run.name tune_demo_student --run.resume --optim.max_steps 100 --run.score_frames 4 --data.max_val_frames 4
 	$(BIN)/slidr tune configs/tune/demo.yaml \
 	  --student.weights $$(ls runs/tune_demo_student/student.pt runs/demo/student.pt 2>/dev/null | tail -1)
 

@@ -69,6 +69,12 @@ def _demo(config: Config) -> object:
     return run_demo(config)
 
 
+def _demo_data(config: Config) -> object:
+    from slidr.demo import make_data
+
+    return make_data(config)
+
+
 def _ui(config: Config) -> object:
     from slidr.tracking import serve_ui, tracking_uri
 
@@ -83,6 +89,7 @@ COMMANDS: dict[str, Command] = {
     "evaluate": Command("score a fine-tuned student on a split, per point: --checkpoint PATH", _evaluate),
     "tune": Command("search learning rates for each label fraction, on Ray Tune; --fresh starts anew", _tune),
     "demo": Command("the whole way on a synthetic world, minutes on two cores", _demo),
+    "demo-data": Command("what the demo trains on: world, frame table, superpixels; only what is missing", _demo_data),
     "ui": Command("MLflow's page over the runs, on loopback, until interrupted", _ui),
 }
 _SYNTHESIZE = "write a synthetic street world as a nuScenes dataroot: slidr synthesize OUT [--scale 0.25 ...]"

@@ -17,6 +17,7 @@ from typing import Any
 from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 
+from slidr.cluster.superpixels import SuperpixelReport
 from slidr.config import Config, TrackingConfig, fingerprint
 from slidr.data import storage
 from slidr.data.frames import FrameTable
@@ -35,23 +36,7 @@ def run_demo(config: Config) -> dict[str, Any]:
     The same is written to `results.json` in the run's folder. Run again, it does only what is missing.
     """
     results = storage.join(folder_of(config).path, "results.json")
-    seconds: dict[str, float] = {}
-
-    started = _announce(1, "a synthetic street world, as a nuScenes dataroot")
-    world = make_world(config.data.root, config.world, workers=os.cpu_count() or 1)
-    seconds["world"] = time.time() - started
-
-    started = _announce(2, "the frame table")
-    if _table_is_current(config):
-        console.print(f"frames: {config.data.frames} is there already, skipped")
-    else:
-        make_frames(config)
-        _table_stamp(config).write_text(fingerprint(config.world))
-    seconds["frames"] = time.time() - started
-
-    started = _announce(3, "superpixels of every image, on Ray Data")
-    report = make_superpixels(config)
-    seconds["superpixels"] = time.time() - started
+    world, report, seconds = make_data(config)
 
     started = _announce(4, "distillation of image features into a lidar network, on Ray Train")
     if folder_of(config).result() is not None:
@@ -85,6 +70,28 @@ def run_demo(config: Config) -> dict[str, Any]:
         f"next        docs/first-run.md: the same on a real nuScenes keyframe, then on all of nuScenes"
     )
     return outcome
+
+
+def make_data(config: Config) -> tuple[Path, SuperpixelReport, dict[str, float]]:
+    """The demo's first three stages: its world, the frame table, the superpixels; and the seconds that each took."""
+    seconds: dict[str, float] = {}
+
+    started = _announce(1, "a synthetic street world, as a nuScenes dataroot")
+    world = make_world(config.data.root, config.world, workers=os.cpu_count() or 1)
+    seconds["world"] = time.time() - started
+
+    started = _announce(2, "the frame table")
+    if _table_is_current(config):
+        console.print(f"frames: {config.data.frames} is there already, skipped")
+    else:
+        make_frames(config)
+        _table_stamp(config).write_text(fingerprint(config.world))
+    seconds["frames"] = time.time() - started
+
+    started = _announce(3, "superpixels of every image, on Ray Data")
+    report = make_superpixels(config)
+    seconds["superpixels"] = time.time() - started
+    return world, report, seconds
 
 
 def few_labels(config: Config, student: str) -> list[dict[str, Any]]:
