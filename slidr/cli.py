@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import tyro
 
@@ -17,6 +18,8 @@ from slidr.config import Config, ConfigError, WorldConfig, check, load
 # Foreign libraries must not call home, nor print more than their errors.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -94,8 +97,13 @@ COMMANDS: dict[str, Command] = {
 }
 _SYNTHESIZE = "write a synthetic street world as a nuScenes dataroot: slidr synthesize OUT [--scale 0.25 ...]"
 _EXPORT = "write a student for other tools: slidr export CHECKPOINT --format openpcdet|slidr|safetensors [--out PATH]"
-# Commands without a CONFIG.
-_OTHERS = {"export": _EXPORT, "synthesize": _SYNTHESIZE}
+_PLAN = (
+    "hours, storage and memory of a config's jobs on a cluster: slidr plan CONFIG [--nodes N --cpus C --gpus G] "
+    "[--measure] [--costs FILE] [--json] [--section.key value ...]"
+)
+_DOCTOR = "look whether everything is there that a job needs: slidr doctor [CONFIG] [--json] [--section.key value ...]"
+# Commands with options of their own.
+_OTHERS = {"plan": _PLAN, "doctor": _DOCTOR, "export": _EXPORT, "synthesize": _SYNTHESIZE}
 
 
 @dataclass(frozen=True)
@@ -121,6 +129,10 @@ def main(arguments: list[str] | None = None) -> int:
             return _synthesize(rest)
         if name == "export":
             return _export(rest)
+        if name == "plan":
+            return _plan(rest)
+        if name == "doctor":
+            return _doctor(rest)
         return _run(name, rest)
     except KeyboardInterrupt:
         again = " with --run.resume" if name in ("pretrain", "finetune") else ""
@@ -238,6 +250,46 @@ def _export(rest: list[str]) -> int:
     options = tyro.cli(ExportOptions, args=words, prog=prog, description=_EXPORT)
     export_student(checkpoint, options.format, options.out)
     return 0
+
+
+def _plan(rest: list[str]) -> int:
+    if not rest or rest[0].startswith("-"):
+        asked = bool(rest) and rest[0] in ("-h", "--help")
+        print(f"slidr plan: {_PLAN}", file=sys.stdout if asked else sys.stderr)
+        return 0 if asked else 2
+    from slidr.preflight.plan import PlanOptions, run_plan
+    from slidr.stages import console
+
+    path, *words = rest
+    options, overrides = _own_options(PlanOptions, words, f"slidr plan {path}", _PLAN)
+    config = override(load(path), overrides, prog=f"slidr plan {path}", description=_PLAN)
+    run_plan(config, options, shlex.join(["slidr", "plan", *rest]), console)
+    return 0
+
+
+def _doctor(rest: list[str]) -> int:
+    if rest and rest[0] in ("-h", "--help"):
+        print(f"slidr doctor: {_DOCTOR}")
+        return 0
+    from slidr.preflight.doctor import DoctorOptions, run_doctor
+
+    path, words = (rest[0], rest[1:]) if rest and not rest[0].startswith("-") else (None, rest)
+    prog = f"slidr doctor {path}" if path else "slidr doctor"
+    options, overrides = _own_options(DoctorOptions, words, prog, _DOCTOR)
+    if path is None and overrides:
+        print(f"slidr doctor: {overrides[0]} needs a CONFIG before it", file=sys.stderr)
+        return 2
+    return run_doctor(None if path is None else override(load(path), overrides, prog=prog), options)
+
+
+def _own_options(schema: type[T], words: list[str], prog: str, description: str) -> tuple[T, list[str]]:
+    """A command's own options, and the words that are left: overrides of the config."""
+    asks = [word for word in words if word in ("-h", "--help")]
+    mine = [word for word in words if word not in asks]
+    options, overrides = tyro.cli(
+        schema, args=mine, prog=prog, description=description, return_unknown_args=True, use_underscores=True
+    )
+    return options, [*overrides, *asks]
 
 
 def _is_ours(error: Exception) -> bool:

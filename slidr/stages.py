@@ -20,6 +20,7 @@ from slidr.data.frames import FrameTable, write_frames
 from slidr.data.synthetic import write_dataroot
 from slidr.models.export import export_openpcdet, export_safetensors, export_slidr, student_state
 from slidr.models.files import read_checkpoint, write_checkpoint
+from slidr.preflight.doctor import preflight
 from slidr.training.runs import folder_of
 from slidr.training.segment import build_segmenter
 from slidr.types import Frame
@@ -48,6 +49,7 @@ def make_superpixels(config: Config) -> SuperpixelReport:
 
     Raises `StageError` listing the images that could not be read, after everything else is done.
     """
+    preflight(config, "superpixels", console)
     table = FrameTable.open(config.data.frames)
     frames = table.select((config.data.train_split, config.data.val_split))
     report = compute_superpixels(frames, config.data, config.superpixels, config.cluster)
@@ -65,6 +67,7 @@ def run_pretraining(config: Config) -> dict[str, Any]:
     """Distils a student and shows its scores; see `slidr.cluster.train`."""
     if "cross_entropy_lovasz" in config.loss.names:
         raise ConfigError("loss.names: cross_entropy_lovasz needs labels; it is for slidr finetune")
+    preflight(config, "pretrain", console)
     result = pretrain(config)
     folder = folder_of(config)
     table = Table(title=f"{folder.path}: {result['steps']} steps, {result['epochs']} epochs", title_justify="left")
@@ -80,6 +83,7 @@ def run_pretraining(config: Config) -> dict[str, Any]:
 
 def run_finetuning(config: Config) -> dict[str, Any]:
     """Fine-tunes (or probes) a student and shows its scores; see `slidr.cluster.finetune`."""
+    preflight(config, "finetune", console)
     report = build_segmenter(config)[1]  # fails before any worker is started
     loaded = f"{config.student.weights}: {report}" if report else "random"
     console.print(f"weights: {loaded}")
@@ -111,6 +115,7 @@ def run_evaluation(config: Config) -> dict[str, Any]:
 
 def run_search(config: Config) -> dict[str, Any]:
     """Searches learning rates for each label fraction and shows the table; see `slidr.cluster.tune`."""
+    preflight(config, "tune", console)
     result = search(config, lambda line: console.print(line, markup=False))
     console.print(result["page"], markup=False)
     console.print(f"also in {', '.join(result['files'])}")

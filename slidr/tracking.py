@@ -9,12 +9,14 @@ is sent when it is back, or by the next process that attaches.
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import logging
 import os
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -275,6 +277,23 @@ def code_version() -> dict[str, str]:
     except (OSError, subprocess.CalledProcessError):
         return {}
     return {"git_commit": commit, "git_dirty": str(dirty).lower()}
+
+
+def unreachable(uri: str, timeout: float = 2.0) -> str | None:
+    """Why a tracking store cannot be used, or None. A server is asked once; of a file, its folder is looked at."""
+    if uri.startswith(("http://", "https://")):
+        scheme, _, rest = uri.rstrip("/").partition("://")
+        try:
+            with urllib.request.urlopen(f"{scheme}://{rest.split('@')[-1]}/health", timeout=timeout) as answer:
+                return None if answer.status == 200 else f"answers with status {answer.status}"
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            return f"does not answer ({getattr(error, 'reason', error)})"
+    if uri.startswith("sqlite:///"):
+        folder = Path(uri.removeprefix("sqlite:///")).parent
+        while not folder.exists():
+            folder = folder.parent
+        return None if os.access(folder, os.W_OK) else f"{folder} cannot be written"
+    return None
 
 
 def serve_ui(uri: str, port: int) -> int:

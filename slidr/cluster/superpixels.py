@@ -11,7 +11,7 @@ import json
 import struct
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -26,11 +26,12 @@ from slidr.data import images as files
 from slidr.data import storage
 from slidr.data.frames import FrameTable, ImageRef
 from slidr.data.storage import DataError
-from slidr.ops.superpixels import slic
+from slidr.ops.superpixels import HEAP_PER_PIXEL, slic
 from slidr.types import Frame
 
+Compute = Callable[[ImageRef, str, str, SuperpixelConfig], None]  # image, root, folder, parameters
+
 PARAMETERS, MANIFEST = "parameters.json", "manifest.json"
-_BYTES_PER_PIXEL = 250  # of heap that SLIC takes at its peak, measured
 _BLOCKS_PER_CPU = 16  # tasks each CPU gets at least, so that none waits long for the last
 _LARGEST_BLOCK = 64  # images of one task
 _CHECKERS = 16  # threads that look for damaged maps
@@ -66,16 +67,28 @@ def compute_superpixels(
     `report.failed` is not empty. Beside the maps lie their parameters and, once all is done, a manifest.
     Raises `DataError` where the folder cannot be written or holds other parameters' maps.
     """
+    return compute_images(_images(frames, data), data.root, config, cluster, progress)
+
+
+def compute_images(
+    images: Sequence[ImageRef],
+    root: str,
+    config: SuperpixelConfig,
+    cluster: ClusterConfig,
+    progress: bool = True,
+    compute: Compute | None = None,
+) -> SuperpixelReport:
+    """`compute_superpixels` of a list of distinct images; `compute` makes one image's map (`compute_map`)."""
     began = time.monotonic()
     folder = folder_of(config)
-    images = _images(frames, data)
     _write_parameters(folder, config)
     storage.sweep_temporary(folder)
     missing = missing_maps(folder, images)
     failed: list[tuple[str, str]] = []
     if missing:
         session.start(cluster)
-        for path, reason in _bar(_results(missing, data.root, folder, config, cluster), len(missing), progress):
+        results = _results(missing, root, folder, config, cluster, compute or compute_map)
+        for path, reason in _bar(results, len(missing), progress):
             if reason:
                 failed.append((path, reason))
     report = SuperpixelReport(
@@ -156,7 +169,12 @@ def _images(frames: Sequence[Frame] | FrameTable, data: DataConfig) -> list[Imag
 
 
 def _results(
-    todo: Sequence[ImageRef], root: str, folder: str, config: SuperpixelConfig, cluster: ClusterConfig
+    todo: Sequence[ImageRef],
+    root: str,
+    folder: str,
+    config: SuperpixelConfig,
+    cluster: ClusterConfig,
+    compute: Compute,
 ) -> Iterator[tuple[str, str]]:
     """(image path, reason of failure or "") of each image, as tasks all over the cluster finish them."""
     cpus = max(1, cluster.superpixel_cpus or session.available_cpus())
@@ -165,7 +183,7 @@ def _results(
     def work(row: dict[str, Any]) -> dict[str, Any]:
         image = ImageRef(**row)
         try:
-            compute_map(image, root, folder, config)
+            compute(image, root, folder, config)
         except ValueError as error:  # this image's fault
             return {"path": image.path, "reason": str(error), "fatal": False}
         except OSError as error:  # the folder's: no other image would fare better
@@ -187,7 +205,7 @@ def _results(
 
 def _task_memory(todo: Sequence[ImageRef]) -> int:
     """Heap bytes that one image's task may need; never more than the cluster has for each CPU."""
-    need = _BYTES_PER_PIXEL * max(image.width * image.height for image in todo)
+    need = HEAP_PER_PIXEL * max(image.width * image.height for image in todo)
     have = ray.cluster_resources().get("memory", 0) / max(1, session.available_cpus())
     return int(min(need, have))
 

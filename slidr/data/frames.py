@@ -164,6 +164,12 @@ class FrameTable(Sequence[Frame]):
         return self._column("token").to_pylist()
 
     @property
+    def lidar_paths(self) -> list[str]:
+        """The frames' sweeps, relative to the dataroot."""
+        column = _guarded(self.path, lambda: self._file.read(columns=["lidar_path"])).column("lidar_path")
+        return column.take(pa.array(self._rows)).to_pylist()
+
+    @property
     def scenes(self) -> list[str]:
         """The frames' distinct scenes, in table order."""
         return list(dict.fromkeys(self._column("scene").to_pylist()))

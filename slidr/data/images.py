@@ -28,6 +28,14 @@ def decode_image(data: bytes, name: str) -> UInt8[np.ndarray, "H W 3"]:
         return np.array(image.convert("RGB"))
 
 
+def image_size(data: bytes, name: str) -> tuple[int, int]:
+    """(width, height) that an encoded image's header states; its pixels are not looked at."""
+    try:
+        return Image.open(io.BytesIO(data)).size
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{name}: is no image ({error}); copy the file again") from error
+
+
 def read_label_map(path: str | os.PathLike[str]) -> UInt16[np.ndarray, "H W"]:
     """A superpixel map: a PNG of 8 or 16 bits. Raises `DataError` where it is missing or damaged."""
     name = os.fspath(path)

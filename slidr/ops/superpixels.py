@@ -7,6 +7,7 @@ from jaxtyping import UInt8, UInt16
 from skimage import segmentation
 
 MAX_LABELS = 2**16
+HEAP_PER_PIXEL = 250  # bytes that `slic` takes at its peak, measured
 
 
 def slic(

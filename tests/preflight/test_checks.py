@@ -1,0 +1,250 @@
+"""Each line of the doctor: how it is when all is well, and what it says when not."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import shutil
+import threading
+from collections import namedtuple
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from slidr import cli
+from slidr.cluster.session import Node
+from slidr.cluster.superpixels import folder_of
+from slidr.config import ClusterConfig, Config, dump
+from slidr.data.frames import FrameTable
+from slidr.preflight import checks, doctor
+from slidr.preflight.doctor import PreflightError, preflight
+from slidr.stages import console
+
+Usage = namedtuple("Usage", "total used free")
+
+
+def by_name(findings: list[checks.Finding]) -> dict[str, checks.Finding]:
+    return {finding.name: finding for finding in findings}
+
+
+def test_a_world_with_everything_in_place_is_well_in_every_line(prepared: Config) -> None:
+    for findings in (checks.cheap(prepared), checks.cheap(prepared, "pretrain"), checks.thorough(prepared)):
+        assert {f.name: f.what for f in findings if f.status != "ok"} == {}
+
+
+def test_only_pythons_that_the_lock_file_is_for_are_well() -> None:
+    assert [checks.python(version).status for version in ((3, 11), (3, 12), (3, 10), (3, 13))] == [
+        "ok", "ok", "error", "error",
+    ]  # fmt: skip
+
+
+def test_a_pinned_package_of_another_version_is_a_warning_and_a_missing_one_an_error() -> None:
+    right = by_name(list(checks.packages(checks._installed)))
+    assert {"ray", "mlflow"} <= right.keys()
+    assert {finding.status for finding in right.values()} == {"ok"}
+    wrong = by_name(list(checks.packages(lambda name: None if name == "mlflow" else "0.1")))
+    assert (wrong["ray"].status, wrong["mlflow"].status) == ("warning", "error")
+    assert "requirements.lock" in wrong["ray"].next
+
+
+def test_an_engine_that_is_not_installed_is_an_error(prepared: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: None)
+    assert checks.engine(prepared).status == "ok"
+    config = replace(prepared, student=replace(prepared.student, engine="minkowski"))
+    finding = checks.engine(config)
+    assert (finding.status, "build_minkowski" in finding.next) == ("error", True)
+
+
+def test_a_gpu_that_is_asked_for_here_and_missing_is_an_error(
+    prepared: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks.torch.cuda, "is_available", lambda: False)
+    wants = replace(prepared, cluster=replace(prepared.cluster, use_gpu=True))
+    assert checks.gpu(prepared).status == "ok"
+    assert checks.gpu(wants).status == "error"
+    elsewhere = replace(wants, cluster=replace(wants.cluster, address="192.0.2.1:6379"))
+    assert checks.gpu(elsewhere).status == "ok"
+
+
+def test_a_machine_without_room_for_workers_and_loader_is_an_error_unless_an_autoscaler_may_come(
+    prepared: Config,
+) -> None:
+    def with_workers(workers: int, **more: float) -> Config:
+        return replace(prepared, cluster=ClusterConfig(num_workers=workers, local_cpus=2, **more))  # type: ignore[arg-type]
+
+    assert checks.room(with_workers(1)).status == "ok"
+    assert checks.room(with_workers(0)).status == "ok"
+    refused = checks.room(with_workers(2))
+    assert refused.status == "error"
+    assert "need 3 CPUs, the cluster has 2" in refused.what
+    assert checks.room(with_workers(2, scale_up_s=60)).status == "warning"
+
+
+def test_a_running_cluster_is_asked_what_it_has(prepared: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(prepared, cluster=replace(prepared.cluster, address="auto", num_workers=2))
+    monkeypatch.setattr(checks.session, "start", lambda cluster: False)
+    monkeypatch.setattr(checks.session, "nodes", lambda: [Node(2), Node(1)])
+    assert checks.cluster(config).status == "ok"
+    assert "2 nodes, 3 CPUs" in checks.cluster(config).what
+    monkeypatch.setattr(checks.session, "nodes", lambda: [Node(1)])
+    assert checks.cluster(config).status == "error"
+
+
+def test_a_cluster_that_does_not_answer_is_an_error(prepared: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(cluster: ClusterConfig) -> bool:
+        raise checks.session.ClusterError("no Ray cluster answers")
+
+    monkeypatch.setattr(checks.session, "start", refuse)
+    finding = checks.cluster(replace(prepared, cluster=replace(prepared.cluster, address="auto")))
+    assert (finding.status, finding.what) == ("error", "no Ray cluster answers")
+
+
+def test_a_frame_table_that_is_missing_or_has_no_such_split_is_an_error(spoilable: Config) -> None:
+    finding = checks.frame_table(replace(spoilable, data=replace(spoilable.data, val_split="mini_val")))
+    assert finding.status == "error"
+    assert "no frame is in split mini_val" in finding.what
+    Path(spoilable.data.frames).unlink()
+    finding = checks.frame_table(spoilable)
+    assert (finding.status, finding.next) == ("error", "slidr frames CONFIG")
+    assert {f.status for f in checks.thorough(spoilable)} == {"ok"}  # nothing more can be said without a table
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated sweep", "other size", "no image", "half an image"])
+def test_damage_in_the_data_root_is_named(spoilable: Config, damage: str) -> None:
+    frame = FrameTable.open(spoilable.data.frames)[0]
+    root = Path(spoilable.data.root)
+    image, sweep = root / frame.cameras[2].image_path, root / frame.lidar_path
+    other = root / frame.cameras[1].image_path
+    assert checks.data_root(spoilable, 2).status == checks.listing(spoilable).status == "ok"
+    hurt = image
+    if damage == "missing":
+        image.unlink()
+    elif damage == "truncated sweep":
+        hurt = sweep
+        sweep.write_bytes(sweep.read_bytes()[:-3])
+    elif damage == "other size":
+        from PIL import Image
+
+        Image.open(other).resize((16, 9)).save(image)
+    elif damage == "no image":
+        image.write_bytes(b"<html>")
+    else:
+        image.write_bytes(image.read_bytes()[:600])
+    found = checks.data_root(spoilable, 2, whole=damage == "half an image")
+    assert found.status == "error"
+    assert str(hurt) in found.what
+    assert checks.listing(spoilable).status == ("error" if damage == "missing" else "ok")
+
+
+def test_superpixels_that_are_missing_stop_training_and_are_a_warning_before(spoilable: Config) -> None:
+    assert checks.superpixels(spoilable, 2, needed=True).status == "ok"
+    shutil.rmtree(folder_of(spoilable.superpixels))
+    assert checks.superpixels(spoilable, 2, needed=True).status == "error"
+    early = checks.superpixels(spoilable, 2, needed=False)
+    assert (early.status, early.next) == ("warning", "slidr superpixels CONFIG")
+    assert "0 of 36 maps" in checks.all_superpixels(spoilable).what
+
+
+def test_disk_space_is_compared_with_what_a_job_writes(
+    prepared: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for free, status in ((10**9, "ok"), (1500, "warning"), (500, "error")):
+        monkeypatch.setattr(checks.shutil, "disk_usage", lambda path, free=free: Usage(10**12, 0, free))
+        assert checks.space("run.folder", str(tmp_path / "not" / "there" / "yet"), 1000).status == status
+    assert checks.space("superpixels.folder", "s3://bucket/maps", 10**15).status == "ok"
+    assert by_name(checks.disk(prepared, "pretrain")).keys() == {"disk: run.folder"}
+    assert by_name(checks.disk(prepared, "superpixels")).keys() == {"disk: superpixels.folder"}
+    monkeypatch.setattr(checks.shutil, "disk_usage", lambda path: Usage(10**12, 0, 10_000))
+    assert by_name(checks.disk(prepared, "pretrain"))["disk: run.folder"].status == "error"
+
+
+class _Health(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path == "/health" else 404)
+        self.end_headers()
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Health) as serving:
+        thread = threading.Thread(target=serving.serve_forever)
+        thread.start()
+        yield f"127.0.0.1:{serving.server_port}"
+        serving.shutdown()
+        thread.join()
+
+
+def test_a_tracking_server_is_asked_and_its_password_not_shown(prepared: Config, server: str) -> None:
+    def tracked(uri: str | None) -> checks.Finding:
+        return checks.tracking_server(replace(prepared, tracking=replace(prepared.tracking, uri=uri)))
+
+    assert tracked(f"http://{server}").status == "ok"
+    with_password = tracked(f"http://someone:secret@{server}")
+    assert with_password.status == "ok"
+    assert "secret" not in with_password.what
+    assert tracked(f"http://{server}/elsewhere").status == "error"
+    assert tracked("http://127.0.0.1:1").status == "error"
+    assert tracked(None).status == "ok"
+
+
+def test_clocks_that_disagree_are_a_warning_then_an_error(prepared: Config, tmp_path: Path) -> None:
+    assert [checks.skew(seconds).status for seconds in (0.2, -2, 60, -60, 4000)] == [
+        "ok", "ok", "warning", "warning", "error",
+    ]  # fmt: skip
+    (tmp_path / "file").write_text("")
+    blocked = replace(prepared, run=replace(prepared.run, folder=str(tmp_path / "file" / "runs")))
+    assert checks.clock(prepared).status == "ok"
+    assert checks.clock(blocked).status == "error"
+
+
+def test_the_doctors_exit_status_is_for_scripts_and_json_holds_every_line(
+    spoilable: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(dump(spoilable))
+    assert cli.main(["doctor", str(path)]) == 0
+    printed = capsys.readouterr().out
+    assert cli.main(["doctor", str(path), "--json"]) == 0
+    lines = json.loads(capsys.readouterr().out)
+    assert {line["status"] for line in lines} == {"ok"}
+    for line in lines:
+        assert line["name"] in printed
+    shutil.rmtree(folder_of(spoilable.superpixels))
+    assert cli.main(["doctor", str(path)]) == 0  # a warning
+    assert "next: slidr superpixels CONFIG" in capsys.readouterr().out
+    assert cli.main(["doctor", str(path), "--data.root", str(tmp_path / "none")]) == 1
+    assert cli.main(["doctor"]) == 0
+    assert cli.main(["doctor", "--data.root", "x"]) == 2
+
+
+def test_jobs_look_around_first_and_stop_at_errors_without_starting_ray(
+    spoilable: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from slidr import stages
+
+    monkeypatch.setattr(checks.session, "start", lambda cluster: pytest.fail("Ray was started"))
+    preflight(spoilable, "pretrain", console)
+    shutil.rmtree(folder_of(spoilable.superpixels))
+    preflight(spoilable, "superpixels", console)
+    with pytest.raises(PreflightError, match="slidr superpixels CONFIG"):
+        stages.run_pretraining(spoilable)
+    image = FrameTable.open(spoilable.data.frames)[0].cameras[0].image_path
+    (Path(spoilable.data.root) / image).write_bytes(b"")
+    with pytest.raises(PreflightError, match="is no image"):
+        preflight(spoilable, "pretrain", console)
+
+
+def test_the_look_around_opens_a_handful_of_files_however_large_the_table(
+    prepared: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[object] = []
+    real = checks.storage.read_bytes
+    monkeypatch.setattr(checks.storage, "read_bytes", lambda path: opened.append(path) or real(path))
+    checks.cheap(prepared, "pretrain")
+    assert 0 < len([path for path in opened if "samples" in str(path)]) <= checks._FEW * 7
+    assert doctor.cheap is checks.cheap
