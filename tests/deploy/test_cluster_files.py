@@ -17,7 +17,7 @@ from slidr.config import load
 ROOT = Path(__file__).parents[2]
 CLUSTERS = [ROOT / "cluster.yaml", *sorted((ROOT / "deploy").glob("cluster-*.yaml"))]
 RAYJOBS = sorted((ROOT / "deploy" / "kuberay").glob("*.yaml"))
-MANIFEST_NAMES = {"superpixels", "pretrain"}
+MANIFEST_NAMES = {"superpixels", "pretrain", "tune"}
 
 # What the manifests use of KubeRay's RayJob, ray.io/v1, with the types published in
 # github.com/ray-project/kuberay: ray-operator/apis/ray/v1/rayjob_types.go and raycluster_types.go (authOptions: since
