@@ -60,7 +60,7 @@ def start(
     options: dict[str, Any] = {"logging_level": level, "log_to_driver": log_to_driver}
     if address == "local":
         _keep_token_out_of_home()
-        _listen_on_loopback_only()
+        listen_on_loopback_only()
         options |= {
             "num_cpus": num_cpus if num_cpus is not None else cluster.local_cpus,
             "include_dashboard": False,
@@ -113,8 +113,8 @@ def _quieten(level: int) -> None:
     ray.data.DataContext.get_current().enable_progress_bars = False
 
 
-def _listen_on_loopback_only() -> None:
-    """Makes Ray open every port of a private cluster on 127.0.0.1.
+def listen_on_loopback_only() -> None:
+    """Makes Ray open every port of a cluster started from this process on 127.0.0.1.
 
     Ray replaces any spelling of localhost by the machine's outward address, and listens there, unless it
     takes this machine for one that cannot be part of a cluster; a private cluster is on such a machine.
