@@ -19,6 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from slidr.data import storage
+
 # What published checkpoints hold besides tensors and plain values; none of it can run code when loaded.
 _HARMLESS = [
     argparse.Namespace,
@@ -34,12 +36,14 @@ class WeightsError(ValueError):
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """The contents of a PyTorch checkpoint or a .safetensors file, on the CPU.
+    """The contents of a PyTorch checkpoint or a .safetensors file on this machine or in an object store, on the CPU.
 
     A PyTorch file is opened with `weights_only=True`: no code in it can run. A .safetensors file comes back
     as {"state_dict": ..., **metadata}. Raises `WeightsError` for a file that is absent, cut off, or holds
     objects other than tensors and plain values; the message then names the first such object's class.
     """
+    if storage.is_remote(path):
+        return _read_remote(os.fspath(path))
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"{path}: no such file")
@@ -63,6 +67,19 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not isinstance(checkpoint, Mapping):
         raise WeightsError(f"{path}: expected a mapping of names, got {type(checkpoint).__name__}")
     return dict(checkpoint)
+
+
+def _read_remote(uri: str) -> dict[str, Any]:
+    """Reads a copy on this machine, which is gone afterwards; errors name the original."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder, Path(uri.partition("?")[0]).name)
+        try:
+            copy.write_bytes(storage.read_bytes(uri))
+            return read_checkpoint(copy)
+        except storage.DataError as error:
+            raise WeightsError(str(error)) from error
+        except WeightsError as error:
+            raise WeightsError(str(error).replace(str(copy), uri)) from None
 
 
 def write_checkpoint(path: str | Path, contents: Mapping[str, Any]) -> Path:

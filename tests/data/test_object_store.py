@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from slidr.cluster.superpixels import compute_map, folder_of, missing_maps
 from slidr.config import DataConfig, SuperpixelConfig
@@ -15,6 +16,7 @@ from slidr.data.frames import FrameTable, write_frames
 from slidr.data.nuscenes import read_frames
 from slidr.data.samples import pair_sample
 from slidr.data.storage import DataError
+from slidr.models.files import WeightsError, read_checkpoint, write_checkpoint
 from slidr.types import Frame
 
 
@@ -62,3 +64,15 @@ def test_a_file_missing_from_an_object_store_is_named(remote_root: str, world_fr
     with pytest.raises(DataError, match=r"LIDAR_TOP/.*named by the tables but missing"):
         read_frames(remote_root)
     storage.write_bytes_atomic(sweep, data)
+
+
+def test_a_checkpoint_in_an_object_store_is_read_and_named_like_one_here(bucket: str, tmp_path: Path) -> None:
+    local, remote = tmp_path / "student.pt", storage.join(bucket, "student.pt")
+    write_checkpoint(local, {"student": {"w": torch.arange(3.0)}})
+    storage.write_bytes_atomic(remote, local.read_bytes())
+    assert torch.equal(read_checkpoint(remote)["student"]["w"], read_checkpoint(local)["student"]["w"])
+    storage.write_bytes_atomic(remote, local.read_bytes()[:100])
+    with pytest.raises(WeightsError, match=r"s3://bucket/data/student\.pt.*not a whole checkpoint"):
+        read_checkpoint(remote)
+    with pytest.raises(WeightsError, match=r"s3://bucket/data/absent\.pt.*cannot be read"):
+        read_checkpoint(storage.join(bucket, "absent.pt"))
