@@ -9,11 +9,14 @@ import json
 import os
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import torch
 from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 
@@ -105,21 +108,29 @@ def few_labels(config: Config, student: str) -> list[dict[str, Any]]:
         Protocol(f"fine-tuning on 1 scene, {demo.scene_steps} steps", demo.scene_steps, (demo.scene_lr,), probe=False),
     )
     jobs = [(protocol, arm, seed) for protocol in protocols for seed in demo.seeds for arm in _ARMS]
-    rows: dict[str, dict[str, Any]] = {
-        each.name: {"protocol": each.name, "steps": each.steps, **{arm: [] for arm in _ARMS}} for each in protocols
-    }
-    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console, transient=True) as bar:
-        task = bar.add_task("", total=len(jobs))
-        for protocol, arm, seed in jobs:
-            bar.update(task, description=f"{protocol.name}, {arm}, seed {seed}")
-            folder = folder_of(config).file(f"few_labels/seed-{seed}")
-            base = replace(config, run=replace(config.run, folder=folder, seed=seed), tracking=_tracking(config))
-            weights = student if arm == "pretrained" else None
-            score = judged(base, arm, weights, protocol)["miou"]
-            rows[protocol.name][arm].append(score)
+    scores: dict[tuple[Protocol, str, int], float] = {}
+    at_once = min(os.cpu_count() or 1, len(jobs))
+    with (
+        Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console, transient=True) as bar,
+        # Small networks gain little from a second thread and much from a second process.
+        ProcessPoolExecutor(at_once, mp_context=get_context("spawn")) as pool,
+    ):
+        task = bar.add_task("probes and fine-tunings", total=len(jobs))
+        running = {pool.submit(_score, config, student if job[1] == _ARMS[0] else None, *job): job for job in jobs}
+        for done in as_completed(running):
+            job = running[done]
+            scores[job] = done.result()
             bar.advance(task)
             if not console.is_terminal:
-                console.print(f"{protocol.name}, {arm}, seed {seed}: {score:.1f} mIoU")
+                console.print(f"{job[0].name}, {job[1]}, seed {job[2]}: {scores[job]:.1f} mIoU")
+    rows = {
+        each.name: {
+            "protocol": each.name,
+            "steps": each.steps,
+            **{arm: [scores[each, arm, seed] for seed in demo.seeds] for arm in _ARMS},
+        }
+        for each in protocols
+    }
     table = Table("mIoU on held-out scenes", title_justify="left")
     for arm in _ARMS:
         table.add_column(arm, justify="right")
@@ -127,6 +138,14 @@ def few_labels(config: Config, student: str) -> list[dict[str, Any]]:
         table.add_row(name, *(_mean_and_spread(row[arm]) for arm in _ARMS))
     console.print(table)
     return list(rows.values())
+
+
+def _score(config: Config, student: str | None, protocol: Protocol, arm: str, seed: int) -> float:
+    """mIoU in per cent of one probe or fine-tuning; runs in a process of its own."""
+    torch.set_num_threads(1)
+    folder = folder_of(config).file(f"few_labels/seed-{seed}")
+    base = replace(config, run=replace(config.run, folder=folder, seed=seed), tracking=_tracking(config))
+    return judged(base, arm, student, protocol)["miou"]
 
 
 def _mean_and_spread(values: list[float]) -> str:
