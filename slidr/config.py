@@ -281,7 +281,7 @@ class DemoConfig:
     """The demo's last stage: what the student is worth with few labels (see `slidr.label_efficiency`)."""
 
     seeds: tuple[int, ...] = (0, 1)  # of the fine-tunings; two at least show a spread
-    probe_steps: int = 100
+    probe_steps: int = 60
     probe_lr: float = 0.06
     scene_steps: int = 60  # of fine-tuning with the labels of one scene
     scene_lr: float = 0.02
