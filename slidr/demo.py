@@ -123,7 +123,7 @@ def few_labels(config: Config, student: str) -> list[dict[str, Any]]:
             bar.advance(task)
             if not console.is_terminal:
                 console.print(f"{job[0].name}, {job[1]}, seed {job[2]}: {scores[job]:.1f} mIoU")
-    rows = {
+    rows: dict[str, dict[str, Any]] = {
         each.name: {
             "protocol": each.name,
             "steps": each.steps,

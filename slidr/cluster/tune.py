@@ -99,6 +99,11 @@ def _search(config: Config, tracker: SearchTracker, tell: Tell) -> dict[str, Any
     ends = {**agenda.ends, **last.ends}
     result = _write_results(config, ends)
     _record(config, tracker, ends, result)
+    if all(end.status == "failed" for end in last.ends.values()):
+        raise SearchFailed(
+            f"{search_folder(config).path}: all {len(last.ends)} finals failed: {reasons(last.ends.values())}; "
+            f"the trials are in {', '.join(result['files'])}; mend the cause and start anew with --fresh"
+        )
     return result
 
 
@@ -123,6 +128,18 @@ def _check(config: Config) -> dict[str, str]:
     open_table = FrameTable.open(data.frames)
     splits = [data.train_split, data.val_split, tune.final_train_split, tune.final_split]
     chosen = {split: open_table.select(split).tokens for split in dict.fromkeys(splits)}
+    for one, other in (
+        (data.train_split, data.val_split),
+        (data.train_split, tune.final_split),
+        (data.val_split, tune.final_split),
+        (tune.final_train_split, tune.final_split),
+    ):
+        shared = len(set(chosen[one]) & set(chosen[other]))
+        if shared:
+            raise ConfigError(
+                f"tune: {one} and {other} share {shared} frames of {data.frames}; what is trained on, chosen on and "
+                f"scored on must be apart"
+            )
     tags = {
         "dataset_fingerprint": open_table.fingerprint,
         "split_manifest_sha256": hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest(),
@@ -141,13 +158,15 @@ def _check(config: Config) -> dict[str, str]:
 def _claim(config: Config, tags: dict[str, str]) -> None:
     """Takes the search's folder, or takes it up again; with `tune.fresh` what was there is set aside."""
     folder = search_folder(config)
-    path = Path(folder.path)
-    if config.tune.fresh and path.exists():
-        aside = path.with_name(f"{path.name}.before-{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 1000:03d}")
-        path.rename(aside)
     begun = any(glob.iglob(f"{glob.escape(folder.path)}/*/*/*/{name}") for name in ("end.json", "checkpoints/*.pt"))
     values = {"config": identity(config), "tune": _fixed(config), **tags}
-    if not storage.exists(folder.file("search.json")) or not begun:
+    there = storage.exists(folder.file("search.json"))
+    other = there and json.loads(storage.read_bytes(folder.file("search.json"))) != values
+    # Of a search that got to no checkpoint nothing is worth keeping, but its MLflow runs and journals have its values.
+    if config.tune.fresh or (other and not begun):
+        _set_aside(Path(folder.path))
+        there = False
+    if not there:
         storage.write_bytes_atomic(folder.file("config.yaml"), dump(config).encode())
         storage.write_bytes_atomic(folder.file("search.json"), json.dumps(values, indent=2).encode())
         return
@@ -166,6 +185,12 @@ def _claim(config: Config, tags: dict[str, str]) -> None:
         f"run.name: {folder.path} holds a search with other values: {', '.join(changed)}; continue it with the old "
         f"ones, choose another --run.name, or start anew with --fresh (the old one is set aside)"
     )
+
+
+def _set_aside(path: Path) -> None:
+    """Renames a search's folder, if there is one; nothing is lost."""
+    if path.exists():
+        path.rename(path.with_name(f"{path.name}.before-{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 1000:03d}"))
 
 
 def _fixed(config: Config) -> dict[str, Any]:

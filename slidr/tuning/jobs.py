@@ -40,11 +40,13 @@ class Job:
     values: Values = field(hash=False)
     round: int = 0
     bounds: Mapping[int, float] = field(default_factory=dict, hash=False)  # least score to go on with, by epoch
+    winner: int | None = None  # a final's trial
 
     @property
     def name(self) -> str:
-        """Of its folder, within its group's."""
-        return f"{self.kind}-{self.index:03d}"
+        """Of its folder, within its group's. Another winner's finals are other runs."""
+        of = "" if self.winner is None else f"of-{self.winner:03d}-"
+        return f"{self.kind}-{of}{self.index:03d}"
 
     def to_json(self) -> str:
         """The inverse of `from_json`; floats survive exactly."""

@@ -35,7 +35,7 @@ def finals(config: Config, ends: Ends) -> list[Job]:
     """Each winner's retrainings. What they are follows from the trials alone."""
     winners = (winner(group, ends) for group in groups_of(config))
     return [
-        Job(found.group, "final", index, found.values)
+        Job(found.group, "final", index, found.values, winner=found.index)
         for found in winners
         if found is not None
         for index in range(config.tune.seeds)

@@ -123,7 +123,7 @@ def test_mlflow_holds_the_tree_with_the_same_numbers_as_the_parquet(config: Conf
 def test_the_registered_student_is_the_first_finals(config: Config, found: dict[str, Any]) -> None:
     assert "models:/search-50pct@champion" in found["models"]
     student = load_registered("models:/search-50pct@pretrained", tracking_uri(config))
-    path = Path(config.run.folder, "search/50pct/pretrained/final-000/student.pt")
+    (path,) = Path(config.run.folder, "search/50pct/pretrained").glob("final-of-*-000/student.pt")
     expected = torch.load(path, weights_only=True)["model_points"]
     assert not student.training
     for name, value in student.student.state_dict().items():
@@ -227,6 +227,8 @@ def test_what_cannot_be_searched_is_refused_before_anything_is_trained(config: C
         search(replace(config, student=replace(config.student, weights=None)))
     with pytest.raises(ConfigError, match=r"tune\.final_split: got verify"):
         search(replace(config, tune=replace(config.tune, final_split="verify")))
+    with pytest.raises(ConfigError, match=r"tune: all and val share \d+ frames"):
+        search(replace(config, tune=replace(config.tune, final_train_split="all")))
     with pytest.raises(ConfigError, match=r"optim\.batch_size of 64"):
         search(replace(small(config, "huge"), optim=replace(config.optim, batch_size=64)))
     assert not Path(config.run.folder, "huge").exists()

@@ -47,6 +47,13 @@ def test_finals_repeat_the_winners_values_with_seeds_no_trial_had() -> None:
     assert {row["seed"] for row in found if row["kind"] == "trial"} == {3}
 
 
+def test_another_winners_finals_are_other_runs() -> None:
+    grown = {**ENDS, trial(5): End("finished", 0.8)}
+    before, after = finals(CONFIG, ENDS), finals(CONFIG, grown)
+    assert {dict(job.values)["lr"] for job in after} == {0.06}
+    assert {job.name for job in before}.isdisjoint(job.name for job in after)
+
+
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=9).filter(lambda values: np.std(values) > 1e-6))
 def test_the_interval_is_students(values: list[float]) -> None:
     mean, half = interval(values)
