@@ -1,4 +1,4 @@
-"""What tests share: where the real samples lie, and weights made from their names."""
+"""What tests share: where the real samples lie, one Ray cluster, a small world, an object store."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ import socket
 import subprocess
 import sys
 import time
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.fs
 import pytest
 from hypothesis import settings
@@ -118,39 +116,3 @@ def _wait_for(port: int, server: subprocess.Popen[bytes]) -> None:
         except OSError:
             time.sleep(0.1)
     raise AssertionError("the S3 server does not answer")
-
-
-def named_normal(tag: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The standard normal float32 array that the golden files call by `tag`."""
-    return np.random.default_rng(zlib.crc32(tag.encode())).standard_normal(shape).astype(np.float32)
-
-
-def named_weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The value that the golden files give the state-dict entry `name`."""
-    x = named_normal(name, shape)
-    if name.endswith("running_var"):
-        return 1 + 0.1 * np.abs(x)
-    if name.endswith("running_mean"):
-        return 0.1 * x
-    if name.endswith("weight") and len(shape) == 1:
-        return 1 + 0.1 * x
-    if name.endswith("bias"):
-        return 0.1 * x
-    if len(shape) >= 4:
-        fan_in = int(np.prod(shape[1:]))
-    elif len(shape) == 3:
-        fan_in = shape[0] * shape[1]
-    else:
-        fan_in = shape[0] if name.endswith("kernel") else shape[1]
-    return (x / np.sqrt(fan_in)).astype(np.float32)
-
-
-def load_named_weights(module: Any) -> Any:
-    """Fills every entry of a module's state dict from its name; returns the module."""
-    import torch
-
-    state = module.state_dict()
-    for name, value in state.items():
-        if not name.endswith("num_batches_tracked"):
-            value.copy_(torch.from_numpy(named_weight(name, tuple(value.shape))))
-    return module

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import load_named_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from named_weights import load_named_weights
 from PIL import Image
 
 from slidr.models import efficientnet

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import load_named_weights, named_normal
+from named_weights import load_named_weights, named_normal
 
 from slidr.models.voxelnet import GRID, SpatialConvolution, VoxelNet, bev_features
 from slidr.sparse import CoordinateError, SparseTensor

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import load_named_weights
+from named_weights import load_named_weights
 from torch import Tensor, nn
 
 from slidr.config import Config, VoxelConfig, to_dict

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import load_named_weights, named_normal
+from named_weights import load_named_weights, named_normal
 
 from slidr.models.minkunet import MinkUNet14, MinkUNet34C
 from slidr.sparse import SparseTensor
