@@ -79,7 +79,7 @@ def test_the_front_page_shows_real_output_and_pictures() -> None:
     assert "DEMO_OUTPUT" not in text
     assert "superpixel retrieval" in text
     links = [part.split(")")[0] for part in text.split("](")[1:]]
-    local = [link for link in links if "://" not in link]
+    local = [link.split("#")[0] for link in links if "://" not in link]
     assert local
     for link in local:
         assert (ROOT / link).exists(), link

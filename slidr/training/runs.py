@@ -139,14 +139,11 @@ def require_same_data(config: Config, folder: RunFolder) -> None:
     """Keeps the fingerprints of a run's data in its folder; raises `RunError` where they are not those it began with.
 
     The same frame table may lie elsewhere, and so may the data root: what counts is what they hold. Of the data root
-    that is the first training frame's sweep and images.
+    that is the first training frame's sweep, which every kind of training reads.
     """
     frames = subset_frames(config, "train")
-    first = frames[0]
-    digest = hashlib.sha256()
-    for path in (first.lidar_path, *(camera.image_path for camera in first.cameras)):
-        digest.update(storage.read_bytes(storage.safe_join(config.data.root, path)))
-    now = {"frames": frames.fingerprint, "root": digest.hexdigest()}
+    sweep = storage.read_bytes(storage.safe_join(config.data.root, frames[0].lidar_path))
+    now = {"frames": frames.fingerprint, "root": hashlib.sha256(sweep).hexdigest()}
     known = folder.note("data.json")
     if known is None or not (folder.checkpoints.steps() or folder.result()):
         folder.note("data.json", json.dumps(now, indent=2))
