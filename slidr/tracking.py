@@ -29,6 +29,8 @@ _log = logging.getLogger(__name__)
 _SEND_SECONDS = 5.0
 _UPLOAD_SECONDS = 30.0  # between uploads of a journal in an object store
 _SQLITE = "sqlite:///"
+_AWAY_SECONDS = 60.0  # before a store that did not answer is tried again
+_GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # no such run; a deleted one
 _BATCH = 500  # MLflow takes at most 1000 metrics a request
 # A server that is gone must not hold training up for MLflow's default minutes of retries.
 _IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
@@ -62,14 +64,20 @@ def start_run(
     A new run is called `name` (default: the stage and `run.name`) and carries `tags` besides the stage, the config's
     fingerprint and the code version.
     """
+    from mlflow.exceptions import MlflowException
+
     client = connect(tracking_uri(config))
     handle_uri = tracking_uri(config)
     if run_id is not None:
         try:
             client.update_run(run_id, status="RUNNING")
             return RunHandle(handle_uri, run_id)
-        except Exception as error:  # the store was removed or replaced: the run is recorded anew
-            _log.warning("MLflow does not know run %s any more (%s)", run_id, type(error).__name__)
+        except MlflowException as error:
+            # Only where the store was replaced, or the run deleted, is it recorded anew; a store that is busy or away
+            # must not give it a twin.
+            if error.error_code not in _GONE:
+                raise
+            _log.warning("MLflow does not know run %s any more (%s)", run_id, error.error_code)
     experiment = client.get_experiment_by_name(config.tracking.experiment)
     if experiment is None:
         location = None
@@ -114,14 +122,17 @@ class Journal:
         self._lines = bytearray(_read(self.path) if self._remote else b"")  # of an object store's journal
         self._uploaded = len(self._lines)
         self._cursor = storage.sibling(self.path, ".sent")  # bytes of the journal that MLflow has
-        self._last_try = self._last_upload = time.monotonic()
+        self._last_upload = time.monotonic()
+        self._next_try = self._last_upload + _SEND_SECONDS
         self._warned = False
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Adds metrics at a step; sends to MLflow every few seconds. Raises `JournalError` where it cannot write."""
         self._append({"step": step, "time_ms": int(time.time() * 1000), "metrics": metrics})
-        if time.monotonic() - self._last_try > _SEND_SECONDS:
-            self.send()
+        if time.monotonic() > self._next_try:
+            sent = self.send()
+            # Counted from the end of the try: one that ran into time-outs must not be followed by the next at once.
+            self._next_try = time.monotonic() + (_SEND_SECONDS if sent else _AWAY_SECONDS)
 
     def flush(self) -> None:
         """Makes what was logged visible to others; on this machine it is already."""
@@ -146,7 +157,6 @@ class Journal:
 
     def send(self) -> bool:
         """Sends what MLflow does not have yet; false, with one warning, where the store cannot be reached."""
-        self._last_try = time.monotonic()
         if self.handle is None:
             return True
         sent = self._sent()

@@ -102,7 +102,8 @@ class SearchTracker:
             "index": str(job.index),
             "round": str(job.round),
         }
-        return self._made(config, folder, name, parent, values)
+        without = () if job.group.method == "pretrained" else ("parent_sha256",)
+        return self._made(config, folder, name, parent, values, without)
 
     def _search(self) -> str:
         folder, earlier = search_folder(self._config), self.run_id
@@ -123,17 +124,39 @@ class SearchTracker:
             self._parents.append(run_id)
         return run_id
 
-    def _made(self, config: Config, folder: RunFolder, name: str, parent: str | None, tags: dict[str, str]) -> str:
-        """The run of a folder: known, found in the store by the folder's note, or new."""
+    def _made(
+        self,
+        config: Config,
+        folder: RunFolder,
+        name: str,
+        parent: str | None,
+        tags: dict[str, str],
+        without: Sequence[str] = (),  # of the search's tags
+    ) -> str:
+        """The run of a folder: known, found in the store by the folder's note or by its name and parent, or new."""
         if folder.path not in self._known:
-            tags = {**self._tags, **tags, **({} if parent is None else {"mlflow.parentRunId": parent})}
+            ours = {key: value for key, value in self._tags.items() if key not in without}
+            tags = {**ours, **tags, **({} if parent is None else {"mlflow.parentRunId": parent})}
             earlier = None if self._fresh else folder.note(_NOTE)
+            if earlier is None and parent is not None:
+                earlier = self._unnoted(parent, name)
+                if earlier is not None:
+                    storage.delete(folder.file("metrics.jsonl.sent"))
+                    folder.note(_NOTE, earlier)
             run_id = start_run(config, "tune", earlier, name, tags).run_id
             if run_id != earlier:
                 folder.note(_NOTE, run_id)
                 storage.delete(folder.file("metrics.jsonl.sent"))  # a new run has seen nothing yet
             self._known[folder.path] = run_id
         return self._known[folder.path]
+
+    def _unnoted(self, parent: str, name: str) -> str | None:
+        """The run of that name below a parent, which a process made that was killed before it could note it."""
+        client = connect(tracking_uri(self._config))
+        experiment = client.get_run(parent).info.experiment_id
+        return next(
+            (run.info.run_id for run in _children(client, experiment, parent) if run.info.run_name == name), None
+        )
 
     def trying(self, call: Callable[[], T]) -> T | None:
         if time.monotonic() < self._retry_at:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
+import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -77,6 +81,47 @@ def test_metrics_wait_for_a_store_that_is_away_and_arrive_later(
     assert Journal(path, handle).send()
     history = MlflowClient(tracking_uri=tracking_uri(config)).get_metric_history(handle.run_id, "late")
     assert [m.value for m in history] == [4.0]
+
+
+def test_a_store_in_trouble_does_not_give_a_run_a_twin(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    run_id = tracking.start_run(config, "pretrain").run_id
+    client = MlflowClient(tracking_uri=tracking.tracking_uri(config))
+    experiment = client.get_run(run_id).info.experiment_id
+    before = len(client.search_runs([experiment]))
+
+    def busy(*arguments: Any, **options: Any) -> None:
+        raise MlflowException("database is locked")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MlflowClient, "update_run", busy)
+        with pytest.raises(MlflowException, match="locked"):
+            tracking.start_run(config, "pretrain", run_id)
+    assert len(client.search_runs([experiment])) == before
+    client.delete_run(run_id)
+    assert tracking.start_run(config, "pretrain", run_id).run_id != run_id
+    assert tracking.start_run(config, "pretrain", 32 * "0").run_id != 32 * "0"
+
+
+def test_a_store_that_lets_time_run_out_is_left_alone_for_a_while(
+    handle: RunHandle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, tries = [0.0], []
+    monkeypatch.setattr(tracking, "time", SimpleNamespace(time=time.time, monotonic=lambda: now[0]))
+
+    def hang(self: tracking.Journal, lines: Any) -> None:
+        tries.append(now[0])
+        now[0] += 20.0
+        raise TimeoutError
+
+    monkeypatch.setattr(tracking.Journal, "_send_lines", hang)
+    journal = tracking.Journal(tmp_path / "metrics.jsonl", handle)
+    for step in range(100):
+        now[0] += 1.0
+        journal.log(step, {"loss": 1.0})
+    assert [late - early >= 60.0 for early, late in itertools.pairwise(tries)] == [True]
 
 
 def test_the_later_value_of_a_repeated_step_counts(tmp_path: Path) -> None:
