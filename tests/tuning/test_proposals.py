@@ -58,6 +58,16 @@ def test_random_draws_are_log_uniform_and_do_not_depend_on_the_rounds() -> None:
     assert 150 < below < 250  # half the decades; five standard deviations are 50
 
 
+def test_tpe_learns_from_the_first_round_on() -> None:
+    def second_round(scores: list[float]) -> list[dict]:
+        proposer = build_proposer("tpe", SPACE, 0, GROUP)
+        proposer.propose(4)
+        proposer.tell([End("finished", score) for score in scores])
+        return [dict(v) for v in proposer.propose(4)]
+
+    assert second_round([0.9, 0.1, 0.1, 0.1]) != second_round([0.1, 0.1, 0.1, 0.9])
+
+
 def test_tpe_learns_from_what_it_is_told() -> None:
     late = drawn("tpe", [5] * 8)[20:]
     distance = [abs(math.log10(v["lr"]) + 2) for v in late]
