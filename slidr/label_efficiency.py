@@ -6,7 +6,6 @@ The demo's last stage and `benchmarks/label_efficiency.py` judge students by the
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,9 +15,7 @@ from slidr.cluster.finetune import finetune
 from slidr.config import Config, EvaluationConfig, LossConfig, SplitName
 from slidr.data.labels import CLASSES
 from slidr.data.loading import subset_frames
-
-# 97.5 % quantiles of Student's t with n - 1 degrees of freedom, for n seeds.
-_T_QUANTILE = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36}
+from slidr.tuning.table import interval
 
 
 @dataclass(frozen=True)
@@ -79,14 +76,10 @@ def downstream_config(base: Config, arm: str, student: str | None, protocol: Pro
 
 
 def gain(values: Sequence[float], baseline: Sequence[float]) -> dict[str, Any]:
-    """Mean over the seeds of paired differences, and the half width of its 95 % interval (Student's t).
-
-    The interval of a single seed, or of more than 8, is None.
-    """
+    """Mean over the seeds of paired differences, and the half width of its 95 % interval (None for a single seed)."""
     gains = [value - own for value, own in zip(values, baseline, strict=True)]
-    quantile = _T_QUANTILE.get(len(gains))
-    width = None if quantile is None else quantile * statistics.stdev(gains) / math.sqrt(len(gains))
-    return {"gain": gains, "mean_gain": statistics.mean(gains), "half_width_95": width}
+    mean, half = interval(gains)
+    return {"gain": gains, "mean_gain": mean, "half_width_95": half}
 
 
 def _scores(config: Config, student: str, split: SplitName) -> dict[str, Any]:

@@ -134,8 +134,8 @@ def markdown(entries: Sequence[Row], config: Config) -> str:
     lines += [
         "",
         f"Mean over {tune.seeds} seeds of the winner retrained on {tune.final_train_split}, ± half a 95 % interval "
-        f"(Student's t over the seeds). Winners were chosen on {data.val_split} after training on {data.train_split}; "
-        f"{tune.final_split} was read for this table only.",
+        f"(Student's t over the seeds). Winners were chosen on {data.val_split}{_part(data.max_val_frames)} after "
+        f"training on {data.train_split}; {tune.final_split} was read for this table only.",
         "",
         f"| labels | method | chosen | mIoU on {data.val_split} | trials: finished, pruned, failed | each seed |",
         "|---|---|---|---:|---|---|",
@@ -155,6 +155,10 @@ def markdown(entries: Sequence[Row], config: Config) -> str:
         for reason in entry["failed_finals"]:
             lines += ["", f"{where}: a final failed ({reason})."]
     return "\n".join(lines) + "\n"
+
+
+def _part(frames: int | None) -> str:
+    return "" if frames is None else f" (at most {frames} frames of it)"
 
 
 def _cell(entry: Row) -> str:
