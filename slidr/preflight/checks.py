@@ -69,7 +69,7 @@ def cheap(config: Config | None, stage: Stage | None = None) -> list[Finding]:
         findings.append(data_root(config, _FEW))
         if stage != "superpixels" and job_of(config) == "pretrain":
             findings.append(superpixels(config, _FEW, needed=stage is not None))
-    return [*findings, *disk(config, stage), tracking_server(config), clock(config)]
+    return [*findings, *disk(config, stage), tracking_server(config, stage), clock(config)]
 
 
 def thorough(config: Config) -> list[Finding]:
@@ -260,9 +260,7 @@ def disk(config: Config, stage: Stage | None) -> list[Finding]:
     return findings
 
 
-def space(
-    key: str, folder: str, need: int, free: Callable[[str], int] = lambda path: shutil.disk_usage(path).free
-) -> Finding:
+def space(key: str, folder: str, need: int) -> Finding:
     """Free bytes on the file system that `folder` is on, or will be, against `need`."""
     if storage.is_remote(folder):
         return Finding(f"disk: {key}", "ok", f"{folder}: an object store, its room is not asked for")
@@ -278,15 +276,15 @@ def space(
     return Finding(f"disk: {key}", "ok", text)
 
 
-def tracking_server(config: Config) -> Finding:
-    """MLflow answers; a run goes on without, but its curves wait."""
+def tracking_server(config: Config, stage: Stage | None = None) -> Finding:
+    """MLflow answers. A run needs it to begin; a search goes on without and makes its runs up later."""
     uri = tracking.tracking_uri(config)
     shown = uri.split("@")[-1]
     problem = tracking.unreachable(uri)
     if problem is None:
         return Finding("tracking", "ok", shown)
     return Finding(
-        "tracking", "error", f"{shown}: {problem}",
+        "tracking", "warning" if stage == "tune" else "error", f"{shown}: {problem}",
         "start the server (docs/cluster.md), or --tracking.uri null for a file in run.folder",
     )  # fmt: skip
 

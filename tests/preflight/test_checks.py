@@ -190,6 +190,8 @@ def test_a_tracking_server_is_asked_and_its_password_not_shown(prepared: Config,
     assert tracked(f"http://{server}/elsewhere").status == "error"
     assert tracked("http://127.0.0.1:1").status == "error"
     assert tracked(None).status == "ok"
+    away = replace(prepared, tracking=replace(prepared.tracking, uri="http://127.0.0.1:1"))
+    assert checks.tracking_server(away, "tune").status == "warning"  # a search goes on without
 
 
 def test_clocks_that_disagree_are_a_warning_then_an_error(prepared: Config, tmp_path: Path) -> None:
