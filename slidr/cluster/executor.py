@@ -24,11 +24,12 @@ from ray.tune.search import Searcher
 from slidr.cluster import session
 from slidr.cluster.room import check_room
 from slidr.cluster.train import check_tracking
-from slidr.cluster.trial import NotTrained, run_job
+from slidr.cluster.trial import LOST, NotTrained, run_job
 from slidr.config import ClusterConfig, Config
 from slidr.tracking import RunHandle, tracking_uri
+from slidr.training.runs import folder_of
 from slidr.tuning.agenda import Agenda, run_here
-from slidr.tuning.jobs import End, Job, end_from_json, end_to_json, search_folder
+from slidr.tuning.jobs import End, Job, end_from_json, end_to_json, job_config, search_folder
 
 Start = Callable[[Job], RunHandle | None]
 Ended = Callable[[Job, End], None]
@@ -76,7 +77,7 @@ def _run_on_tune(agenda: Agenda, config: Config, start: Start, ended: Ended) -> 
         resources = tune.PlacementGroupFactory([{"node:__internal_head__": 0.001}])
     else:
         resources = tune.PlacementGroupFactory([{"CPU": cluster.cpus_per_worker, "GPU": int(cluster.use_gpu)}])
-    searcher = _AgendaSearcher(agenda, start, ended)
+    searcher = _AgendaSearcher(agenda, start, ended, lambda job: folder_of(job_config(config, job)).note(LOST))
     scratch = search_folder(config).file("ray")
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(_trial, config=config), resources),
@@ -84,7 +85,8 @@ def _run_on_tune(agenda: Agenda, config: Config, start: Start, ended: Ended) -> 
             search_alg=searcher,
             num_samples=-1,
             max_concurrent_trials=check_trial_room(cluster),
-            reuse_actors=True,
+            # A GPU that failed fails whatever its process does next.
+            reuse_actors=not cluster.use_gpu,
             trial_name_creator=_trial_name,
             trial_dirname_creator=_trial_name,
         ),
@@ -122,9 +124,9 @@ def _trial_name(trial: Any) -> str:
 class _AgendaSearcher(Searcher):
     """An agenda as Tune wants to be asked."""
 
-    def __init__(self, agenda: Agenda, start: Start, ended: Ended) -> None:
+    def __init__(self, agenda: Agenda, start: Start, ended: Ended, why_lost: Callable[[Job], str | None]) -> None:
         super().__init__()
-        self._agenda, self._start, self._ended = agenda, start, ended
+        self._agenda, self._start, self._ended, self._why_lost = agenda, start, ended, why_lost
         self.running: dict[str, Job] = {}
 
     def suggest(self, trial_id: str) -> Any:
@@ -140,18 +142,16 @@ class _AgendaSearcher(Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         job = self.running.pop(trial_id)
         if error or result is None or "end" not in result:
-            self._agenda.lose(job, (result or {}).get("refused", "its process died"))
+            reason = (result or {}).get("refused") or self._why_lost(job) or "its process died"
+            self._agenda.lose(job, reason)
             return
         end = end_from_json(result["end"])
         self._agenda.end(job, end)
         self._ended(job, end)
 
-    # Tune would keep what a searcher knows beside its own state. The records are what we restore from.
     def save(self, checkpoint_path: str) -> None:
+        """Leaves an empty file where Tune wants one: the records are what a search is continued from."""
         Path(checkpoint_path).touch()
-
-    def restore(self, checkpoint_path: str) -> None:
-        raise NotImplementedError("a search is continued from its records, not from Tune's state")
 
     def __getstate__(self) -> dict[str, Any]:
         return {}

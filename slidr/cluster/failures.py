@@ -15,8 +15,21 @@ _OUR_ERROR = re.compile(r"slidr(\.\w+)+: ")  # as a traceback's last line names 
 _NO_SPACE = re.compile(r"OSError: \[Errno 28\] .*")  # ENOSPC
 
 
+# Of ours, those that say nothing of the training: a disk that is full, a folder that is in use.
+_OUTSIDE = {"CheckpointError", "JournalError", "OSError", "RunError"}
+
+
 class WouldFailAgain(RuntimeError):
-    """An error in a worker that a restart cannot mend; the message is the worker's."""
+    """An error in a worker that a restart cannot mend; the message is the worker's, `kind` its class's name."""
+
+    def __init__(self, message: str, kind: str = "") -> None:
+        super().__init__(message)
+        self.kind = kind
+
+    @property
+    def outside(self) -> bool:
+        """Whether the cause lies outside the training: the same training may succeed once it is mended."""
+        return self.kind in _OUTSIDE
 
 
 class EndAtOnce(UserCallback):
@@ -29,7 +42,8 @@ class EndAtOnce(UserCallback):
         for rank, error in sorted(worker_exceptions.items()):
             ours = _ours(error)
             if ours is not None:
-                raise WouldFailAgain(f"worker {rank}: {ours}")
+                kind, message = ours
+                raise WouldFailAgain(f"worker {rank}: {message}", kind)
 
 
 def cause(error: BaseException) -> str:
@@ -41,19 +55,21 @@ def cause(error: BaseException) -> str:
     # The worker that failed by itself, before those that then missed it.
     for rank, failure in sorted(failures.items(), key=lambda item: (_ours(item[1]) is None, item[0])):
         text = str(failure).strip().splitlines()
-        return f"worker {rank}: {_ours(failure) or (text or [type(failure).__name__])[-1]}"
+        ours = _ours(failure)
+        return f"worker {rank}: {(text or [type(failure).__name__])[-1] if ours is None else ours[1]}"
     text = str(error).strip().splitlines()
     return text[-1] if text else type(error).__name__
 
 
-def _ours(error: BaseException) -> str | None:
-    """The message of an error that this project raised, in a worker or in a loading task of it; else None."""
+def _ours(error: BaseException) -> tuple[str, str] | None:
+    """Class and message of an error that this project raised, in a worker or in a loading task of it; else None."""
     if type(error).__module__.split(".")[0] == "slidr":
-        return str(error)
+        return type(error).__name__, str(error)
     # Ray wraps errors of other processes, and Ray Data's end with advice on retries: the traceback tells.
     for line in str(error).strip().splitlines():
         if _OUR_ERROR.match(line):
-            return line.partition(": ")[2]
+            name, _, message = line.partition(": ")
+            return name.rpartition(".")[2], message
         if _NO_SPACE.match(line):
-            return line
+            return "OSError", line
     return None

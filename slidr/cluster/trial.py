@@ -21,12 +21,13 @@ from slidr.data import storage
 from slidr.tracking import JournalError, RunHandle, read_journal
 from slidr.training.checkpoint import CheckpointError
 from slidr.training.locks import held
-from slidr.training.loop import Outcome
+from slidr.training.loop import Diverged, Outcome
 from slidr.training.runs import RunError, RunFolder, folder_of
 from slidr.training.segment import SegmentTask
 from slidr.tuning.jobs import End, Job, ended, job_config, read_end, write_end
 from slidr.tuning.rungs import falls_short
 
+LOST = "lost"  # the note on why a job last came to no end
 LOCK_WAIT_S = 120.0  # for the process of an earlier, killed search to end
 
 
@@ -48,15 +49,16 @@ def run_job(config: Config, job: Job, run: RunHandle | None = None) -> End:
         if known is not None:
             return known
         try:
-            end = _trial(own, job, run) if job.kind == "trial" else _final(config, own, run)
+            end = _trial(own, job, run, config.tune.max_loss) if job.kind == "trial" else _final(config, own, run)
         except RayError:
             raise
         except (RunError, OSError, JournalError, CheckpointError) as error:
             raise NotTrained(str(error)) from error
         except Exception as error:
-            if isinstance(error.__cause__, OSError | JournalError):
+            if isinstance(error.__cause__, OSError | JournalError) or _outside(error):
                 raise NotTrained(str(error)) from error
             if _worker_died(error):
+                folder.note(LOST, str(error))  # Tune tries again, and keeps no reason if that was the last time
                 raise
             end = End("failed", reason=_reason(error), **_course(folder))
         write_end(folder, end)
@@ -80,10 +82,12 @@ class TrialStage(FinetuneStage):
 
     name = "tune"
 
-    def __init__(self, job: Job) -> None:
-        self.bounds = dict(job.bounds)
+    def __init__(self, job: Job, max_loss: float) -> None:
+        self.bounds, self.max_loss = dict(job.bounds), max_loss
 
     def enough(self, epoch: int, metrics: dict[str, float]) -> bool:
+        if metrics["val_loss"] > self.max_loss:
+            raise Diverged(f"epoch {epoch}: the validation loss is {metrics['val_loss']:.3g}, above {self.max_loss:g}")
         return falls_short(epoch, metrics["val_miou"], self.bounds)
 
     def keep(self, task: SegmentTask, config: Config, folder: RunFolder, outcome: Outcome) -> dict[str, Any]:
@@ -99,12 +103,13 @@ class FinalStage(FinetuneStage):
         return keep_last(task, config, folder, outcome)
 
 
-def _trial(own: Config, job: Job, run: RunHandle | None) -> End:
-    result = train_untracked(own, TrialStage(job), run)
+def _trial(own: Config, job: Job, run: RunHandle | None, max_loss: float) -> End:
+    result = train_untracked(own, TrialStage(job, max_loss), run)
     end = ended(result["val_miou"], seconds=result["seconds"], **_course(folder_of(own)))
-    if end.score is not None and falls_short(result["epochs"], end.score, job.bounds):
-        bound = job.bounds[result["epochs"]]
-        return replace(end, status="pruned", reason=f"epoch {result['epochs']}: {end.score:.4f} < {bound:.4f}")
+    epoch = end.curve[-1][0] if end.curve else 0.0  # of the score: a fraction where the last step was within an epoch
+    if end.score is not None and falls_short(epoch, end.score, job.bounds):
+        bound = job.bounds[int(epoch)]
+        return replace(end, status="pruned", reason=f"epoch {epoch:g}: {end.score:.4f} < {bound:.4f}")
     return end
 
 
@@ -130,6 +135,12 @@ def _course(folder: RunFolder) -> dict[str, Any]:
 def _reason(error: Exception) -> str:
     text = str(error).strip()
     return text if type(error).__module__.startswith("slidr.") and text else f"{type(error).__name__}: {text}"
+
+
+def _outside(error: Exception) -> bool:
+    """Whether a worker of several ended its run for a reason that lies outside it, such as a full disk."""
+    ended = getattr(error.__cause__, "controller_failure", None)
+    return isinstance(ended, WouldFailAgain) and ended.outside
 
 
 def _worker_died(error: Exception) -> bool:

@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -128,6 +129,13 @@ def _check(config: Config) -> dict[str, str]:
     open_table = FrameTable.open(data.frames)
     splits = [data.train_split, data.val_split, tune.final_train_split, tune.final_split]
     chosen = {split: open_table.select(split).tokens for split in dict.fromkeys(splits)}
+    for split in chosen:
+        missing = open_table.select(split).unlabelled
+        if missing:
+            raise ConfigError(
+                f"tune: {missing} of {len(chosen[split])} frames of {split} in {data.frames} have no point labels; add "
+                f"them to the data root and run slidr frames again"
+            )
     for one, other in (
         (data.train_split, data.val_split),
         (data.train_split, tune.final_split),
@@ -149,8 +157,9 @@ def _check(config: Config) -> dict[str, str]:
         for size in space.batch_size or (config.optim.batch_size,):
             for kind in get_args(Kind):
                 train_plan(ScanSource(job_config(config, Job(group, kind, 0, {"batch_size": size}))))
+    for group in groups_of(replace(config, tune=replace(tune, fractions=tune.fractions[:1]))):
         build_segmenter(job_config(config, Job(group, "trial", 0, {})))
-    if "pretrained" in tune.methods and config.student.weights is not None and os.path.exists(config.student.weights):
+    if config.student.weights is not None and os.path.exists(config.student.weights):
         tags["parent_sha256"] = hashlib.sha256(storage.read_bytes(config.student.weights)).hexdigest()
     return tags
 
@@ -161,17 +170,20 @@ def _claim(config: Config, tags: dict[str, str]) -> None:
     begun = any(glob.iglob(f"{glob.escape(folder.path)}/*/*/*/{name}") for name in ("end.json", "checkpoints/*.pt"))
     values = {"config": identity(config), "tune": _fixed(config), **tags}
     there = storage.exists(folder.file("search.json"))
-    other = there and json.loads(storage.read_bytes(folder.file("search.json"))) != values
+    known = json.loads(storage.read_bytes(folder.file("search.json"))) if there else values
+    other = any(values[key] != value for key, value in known.items() if key in values)
     # Of a search that got to no checkpoint nothing is worth keeping, but its MLflow runs and journals have its values.
     if config.tune.fresh or (other and not begun):
         _set_aside(Path(folder.path))
+        _set_aside(Path(_results(config).path))
         there = False
     if not there:
         storage.write_bytes_atomic(folder.file("config.yaml"), dump(config).encode())
         storage.write_bytes_atomic(folder.file("search.json"), json.dumps(values, indent=2).encode())
         return
-    known = json.loads(storage.read_bytes(folder.file("search.json")))
-    if known == values:
+    if not other:
+        grown = json.dumps({**known, **values}, indent=2)
+        storage.write_bytes_atomic(folder.file("search.json"), grown.encode())
         return
     earlier = parse(storage.read_bytes(folder.file("config.yaml")).decode(), folder.file("config.yaml"))
     changed = [differences(earlier, config)] if known["config"] != values["config"] else []
@@ -180,15 +192,20 @@ def _claim(config: Config, tags: dict[str, str]) -> None:
         for key, value in _fixed(config).items()
         if known["tune"].get(key) != value
     ]
-    changed += [f"{key.removesuffix('_sha256')} differs" for key in tags if known.get(key) != tags[key]]
+    changed += [f"{key.removesuffix('_sha256')} differs" for key in tags if known.get(key, tags[key]) != tags[key]]
     raise RunError(
         f"run.name: {folder.path} holds a search with other values: {', '.join(changed)}; continue it with the old "
         f"ones, choose another --run.name, or start anew with --fresh (the old one is set aside)"
     )
 
 
+def _results(config: Config) -> RunFolder:
+    """Where the tables and plots go."""
+    return RunFolder(os.path.abspath(config.tune.results or os.path.join("results", config.run.name)))
+
+
 def _set_aside(path: Path) -> None:
-    """Renames a search's folder, if there is one; nothing is lost."""
+    """Renames a folder of an earlier search, if there is one; nothing is lost."""
     if path.exists():
         path.rename(path.with_name(f"{path.name}.before-{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 1000:03d}"))
 
@@ -200,7 +217,14 @@ def _fixed(config: Config) -> dict[str, Any]:
 
 
 def _recorded(config: Config) -> Callable[[Job], End | None]:
-    return lambda job: read_end(folder_of(job_config(config, job)))
+    def recorded(job: Job) -> End | None:
+        folder = folder_of(job_config(config, job))
+        end = read_end(folder)
+        if end is not None:  # a kill may have come between the record and this
+            shutil.rmtree(folder.checkpoints.path, ignore_errors=True)
+        return end
+
+    return recorded
 
 
 def _epochs(config: Config, job: Job) -> int:
@@ -248,7 +272,7 @@ def _pictures(config: Config, job: Job) -> list[str]:
 def _write_results(config: Config, ends: Ends) -> dict[str, Any]:
     """Writes every file of the results; returns the table and their paths."""
     tune = config.tune
-    folder = RunFolder(os.path.abspath(tune.results or os.path.join("results", config.run.name)))
+    folder = _results(config)
     found, entries = rows(config, ends), table(config, ends)
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(found, schema=_SCHEMA), sink)

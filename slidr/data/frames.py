@@ -164,6 +164,12 @@ class FrameTable(Sequence[Frame]):
         return self._column("token").to_pylist()
 
     @property
+    def unlabelled(self) -> int:
+        """How many of the frames have no point labels."""
+        column = _guarded(self.path, lambda: self._file.read(columns=["label_path"])).column("label_path")
+        return column.take(pa.array(self._rows)).null_count
+
+    @property
     def lidar_paths(self) -> list[str]:
         """The frames' sweeps, relative to the dataroot."""
         column = _guarded(self.path, lambda: self._file.read(columns=["lidar_path"])).column("lidar_path")

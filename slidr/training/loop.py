@@ -85,7 +85,7 @@ class Outcome:
 
 
 class Diverged(RuntimeError):
-    """The loss is no longer a finite number."""
+    """The loss is no longer a finite number, or no longer a sensible one."""
 
 
 def fit(
@@ -198,6 +198,11 @@ class _Run:
     def validate(self) -> bool:
         """Takes new validation metrics; true when they are the best so far."""
         self.metrics = self.task.validate(self.loader.validation())
+        if not math.isfinite(self.metrics.get("val_loss", 0.0)):
+            raise Diverged(
+                f"step {self.step}: the validation loss is {self.metrics['val_loss']}; lower optim.lr (now "
+                f"{self.config.optim.lr})"
+            )
         name, sign = self.task.objective
         improved = self.best is None or sign * self.metrics[name] > sign * self.best
         self.best = self.metrics[name] if improved else self.best

@@ -1,4 +1,4 @@
-"""The search end to end on a tiny synthetic world, in this process; see test_tune_on_ray.py for the rest."""
+"""The search end to end on a tiny synthetic world, in this process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tune_cases import COMPARED, one_thread, search_config
 
 from slidr.cli import main
 from slidr.cluster import executor, tune
-from slidr.cluster.tune import search
+from slidr.cluster.tune import SearchFailed, search
 from slidr.config import (
     Config,
     ConfigError,
@@ -23,11 +23,12 @@ from slidr.config import (
     TrackingConfig,
     dump,
 )
+from slidr.data.frames import FrameTable, write_frames
 from slidr.data.nuscenes import read_frames
-from slidr.tracking import tracking_uri
+from slidr.tracking import read_journal, tracking_uri
 from slidr.tracking_models import load_registered
 from slidr.tracking_search import read_search
-from slidr.training.runs import RunError
+from slidr.training.runs import RunError, identity
 
 __all__ = ["one_thread"]
 
@@ -113,7 +114,10 @@ def test_mlflow_holds_the_tree_with_the_same_numbers_as_the_parquet(config: Conf
     top = client.get_run(found["mlflow_run_id"])
     assert top.info.status == "FINISHED"
     final = client.get_run(next(row["run_id"] for row in read if row["kind"] == "final"))
-    assert {"dataset_fingerprint", "split_manifest_sha256", "parent_sha256"} <= final.data.tags.keys()
+    assert {"dataset_fingerprint", "split_manifest_sha256"} <= final.data.tags.keys()
+    for row in read:  # only a pretrained student has a parent
+        tags = client.get_run(row["run_id"]).data.tags
+        assert ("parent_sha256" in tags) == (row["method"] == "pretrained")
     names = {file.path for file in client.list_artifacts(final.info.run_id)}
     assert {"evaluation.json", "confusion.png", "course.png"} <= names
     parent = client.get_run(final.data.tags["mlflow.parentRunId"])
@@ -220,6 +224,66 @@ def test_a_store_that_is_away_stops_nothing_and_is_sent_everything_later(config:
     assert [{key: row[key] for key in COMPARED} for row in read] == [
         {key: row[key] for key in COMPARED} for row in rows
     ]
+
+
+def test_a_search_that_grew_and_has_another_winner_trains_and_shows_the_new_ones_finals(config: Config) -> None:
+    one = small(config, "grows", lr=(1e-3, 1e-2))
+    one = replace(one, tune=replace(one.tune, searcher="random", trials=1, round_size=1))
+    first = search(one)
+    # The second trial wins, whatever it reaches: the first one's record is made worse.
+    folder = Path(config.run.folder, "grows/100pct/random")
+    record = json.loads((folder / "trial-000/end.json").read_text())
+    (folder / "trial-000/end.json").write_text(json.dumps({**record, "score": 0.0}))
+    grown = search(replace(one, tune=replace(one.tune, trials=2)))
+    winner = grown["table"][0]["winner"]
+    assert winner["index"] == 1
+    assert winner["lr"] != first["table"][0]["winner"]["lr"]
+    last = [row for row in pq.read_table(grown["files"][0]).to_pylist() if row["kind"] == "final"]
+    assert [row["lr"] for row in last] == [winner["lr"]]
+    students = sorted(path.parent.name for path in folder.glob("final-*/student.pt"))
+    assert students == ["final-of-000-000", "final-of-001-000"]
+
+
+def test_a_search_mended_before_its_first_checkpoint_leaves_nothing_of_the_mistake(config: Config) -> None:
+    wrong = small(config, "typo", lr=(5.0,))
+    path = Path(config.run.folder, "typo/100pct/random/trial-000")
+    path.mkdir(parents=True)
+    (path.parents[2] / "search.json").write_text(json.dumps({"config": identity(wrong), "tune": {}}))
+    (path / "metrics.jsonl").write_text('{"step": 1, "time_ms": 1, "metrics": {"mistake": 1.0}}\n')
+    search(small(config, "typo"))
+    journal = read_journal(path / "metrics.jsonl")
+    assert journal
+    assert not any("mistake" in metrics for metrics in journal.values())
+    assert len(list(path.parents[3].glob("typo.before-*"))) == 1
+
+
+def test_finals_that_all_fail_are_an_error_and_not_a_table_of_dashes(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: Any) -> Any:
+        raise ValueError("no such class")
+
+    monkeypatch.setattr("slidr.cluster.trial._final", broken)
+    with pytest.raises(SearchFailed, match="all 1 finals failed: 1 x ValueError: no such class"):
+        search(small(config, "dashes"))
+
+
+def test_a_final_split_without_labels_is_refused_before_anything_is_trained(config: Config, tmp_path: Path) -> None:
+    table = FrameTable.open(config.data.frames)
+    frames = [replace(frame, label_path=None) if "val" in frame.splits else frame for frame in table]
+    path = write_frames(frames, str(tmp_path / "frames.parquet"))
+    with pytest.raises(ConfigError, match=r"tune: 2 of 2 frames of val .* have no point labels"):
+        search(replace(small(config, "blind"), data=replace(config.data, frames=path)))
+    assert not Path(config.run.folder, "blind").exists()
+
+
+def test_a_run_whose_id_was_not_noted_is_found_again_in_the_store(config: Config, found: dict[str, Any]) -> None:
+    folder = Path(config.run.folder, "search/50pct/random/trial-000")
+    before = (folder / "mlflow_run_id").read_text()
+    (folder / "mlflow_run_id").unlink()
+    search(config)
+    assert (folder / "mlflow_run_id").read_text() == before
+    assert len(read_search(tracking_uri(config), found["mlflow_run_id"])) == len(parquet(config))
 
 
 def test_what_cannot_be_searched_is_refused_before_anything_is_trained(config: Config) -> None:
