@@ -167,8 +167,8 @@ def _check(config: Config) -> dict[str, str]:
 def _claim(config: Config, tags: dict[str, str]) -> None:
     """Takes the search's folder, or takes it up again; with `tune.fresh` what was there is set aside."""
     folder = search_folder(config)
-    begun = any(glob.iglob(f"{glob.escape(folder.path)}/*/*/*/{name}") for name in ("end.json", "checkpoints/*.pt"))
-    values = {"config": identity(config), "tune": _fixed(config), **tags}
+    begun = any(glob.glob(f"{glob.escape(folder.path)}/*/*/*/{name}") for name in ("end.json", "checkpoints/*.pt"))
+    values: dict[str, Any] = {"config": identity(config), "tune": _fixed(config), **tags}
     there = storage.exists(folder.file("search.json"))
     known = json.loads(storage.read_bytes(folder.file("search.json"))) if there else values
     other = any(values[key] != value for key, value in known.items() if key in values)

@@ -271,7 +271,8 @@ def test_finals_that_all_fail_are_an_error_and_not_a_table_of_dashes(
 def test_a_final_split_without_labels_is_refused_before_anything_is_trained(config: Config, tmp_path: Path) -> None:
     table = FrameTable.open(config.data.frames)
     frames = [replace(frame, label_path=None) if "val" in frame.splits else frame for frame in table]
-    path = write_frames(frames, str(tmp_path / "frames.parquet"))
+    path = str(tmp_path / "frames.parquet")
+    write_frames(frames, path)
     with pytest.raises(ConfigError, match=r"tune: 2 of 2 frames of val .* have no point labels"):
         search(replace(small(config, "blind"), data=replace(config.data, frames=path)))
     assert not Path(config.run.folder, "blind").exists()
