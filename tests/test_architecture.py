@@ -36,7 +36,7 @@ DOORS: dict[str, set[str]] = {
     "skimage": {"ops/superpixels"},
     "MinkowskiEngine": {"sparse/minkowski"},
     "matplotlib": {"report"},
-    "yaml": {"config"},
+    "yaml": {"config/codec"},
     "triton": {"sparse/triton_kernels"},
 }
 

@@ -1,0 +1,120 @@
+"""How a config is read, written and named: the one decoder, for YAML files and the config inside a checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from slidr.config.rules import check
+from slidr.config.schema import Config, ConfigError
+
+
+def decode(raw: dict[str, Any], source: str = "config") -> Config:
+    """The checked config that a plain dict describes.
+
+    Missing keys take their defaults. Raises `ConfigError` naming `source` and every offending key.
+    """
+    _refuse_unknown(raw, Config, (), source)
+    try:
+        # As JSON, strictly: lists may become tuples and integers floats, but no text a number.
+        config = _ADAPTER.validate_json(json.dumps(raw, default=str), strict=True)
+    except ValidationError as error:
+        lines = [
+            f"{source}: {'.'.join(str(part) for part in e['loc'])}: {e['msg']}, got {e.get('input')!r}"
+            for e in error.errors()
+        ]
+        raise ConfigError("\n".join(lines)) from None
+    check(config, source)
+    return config
+
+
+def load(path: str | Path) -> Config:
+    """The config in a YAML file."""
+    path = Path(path)
+    try:
+        text = path.read_text()
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: is not a text file; pass a YAML file such as configs/demo.yaml") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); pass a file such as configs/demo.yaml") from None
+    return parse(text, str(path))
+
+
+def parse(text: str, source: str = "config") -> Config:
+    """The config in a YAML text; `source` names it in errors."""
+    try:
+        raw = yaml.load(text, _Loader)  # a SafeLoader
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source}: is not YAML: {error}") from None
+    if not isinstance(raw, dict):
+        found = "nothing: the file is empty" if raw is None else type(raw).__name__
+        raise ConfigError(f"{source}: expected a mapping of sections such as data: and optim:, got {found}")
+    return decode(raw, source)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config (or one section) as plain dicts, lists and scalars; the inverse of `decode`."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def public_dict(config: Config) -> dict[str, Any]:
+    """`to_dict` for files that others may see: URLs lose user names, passwords and queries."""
+
+    def public(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: public(inner) for key, inner in value.items()}
+        if isinstance(value, str) and "://" in value and not value.startswith("sqlite:"):
+            scheme, _, rest = value.partition("://")
+            host, slash, path = rest.partition("?")[0].partition("/")
+            return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+        return value
+
+    return public(to_dict(config))
+
+
+def dump(config: Config) -> str:
+    """A config as YAML that `load` reads back to the same value, but for what URLs keep secret."""
+    return yaml.dump(public_dict(config), Dumper=_Dumper, sort_keys=False)
+
+
+def fingerprint(section: Any, length: int = 10) -> str:
+    """A short name for a dataclass's values: equal values, equal names, whatever the field order."""
+    text = json.dumps(dataclasses.asdict(section), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+def _refuse_unknown(raw: Any, schema: type, path: tuple[str, ...], source: str) -> None:
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{source}: {'.'.join(path)}: expected a mapping, got {raw!r}")
+    types = get_type_hints(schema)
+    for key, value in raw.items():
+        dotted = ".".join((*path, str(key)))
+        if key not in types:
+            near = difflib.get_close_matches(str(key), types, n=1, cutoff=0.5)
+            hint = f"did you mean {'.'.join((*path, near[0]))}?" if near else f"known here: {', '.join(types)}"
+            raise ConfigError(f"{source}: unknown key {dotted}; {hint}")
+        if dataclasses.is_dataclass(types[key]):
+            _refuse_unknown(value, types[key], (*path, key), source)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's floats: PyYAML alone reads 1e-4 as text."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what `_Loader` would take for a float."""
+
+
+_FLOAT = re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789"))
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789"))
+
+_ADAPTER: TypeAdapter[Config] = TypeAdapter(Config)

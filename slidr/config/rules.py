@@ -1,0 +1,261 @@
+"""What a well-typed config must fulfil besides: ranges, and keys that have to agree. One function a section."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import re
+from collections.abc import Callable
+from typing import get_args
+
+from slidr.config.schema import (
+    MINKUNET_STRIDE,
+    ClusterConfig,
+    Config,
+    ConfigError,
+    DemoConfig,
+    LossConfig,
+    LossName,
+    MethodName,
+    OptimConfig,
+    RunConfig,
+    SpaceConfig,
+    SuperpixelConfig,
+    TuneConfig,
+    WorldConfig,
+)
+from slidr.types import CAMERA_CHANNELS
+
+Require = Callable[[bool, str, str], None]  # what must hold, the key, what to say where it does not
+
+_MANY_WORKERS = 4096  # beyond it no batch divides anyway
+
+
+def check(config: Config, source: str = "config") -> None:
+    """Raises `ConfigError`, with every key at fault, for values that are well typed but cannot work together."""
+    problems: list[str] = []
+
+    def require(ok: bool, key: str, message: str) -> None:
+        if not ok:
+            problems.append(f"{source}: {key}: {message}")
+
+    _data(config, require)
+    _superpixels(config.superpixels, require)
+    _student(config, require)
+    _loss(config.loss, config.student.out_channels, require)
+    _optim(config.optim, config.cluster, require)
+    _evaluation(config, require)
+    _run(config, require)
+    _cluster(config.cluster, require)
+    _tune(config.tune, _shares(config.cluster, config.optim), require)
+    _world(config.world, require)
+    _demo(config.demo, require)
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def _data(config: Config, require: Require) -> None:
+    data, voxel = config.data, config.data.voxel
+    unknown = [name for name in data.cameras if name not in CAMERA_CHANNELS]
+    require(not unknown, "data.cameras", f"unknown {unknown}; nuScenes has {list(CAMERA_CHANNELS)}")
+    require(len(data.cameras) > 0, "data.cameras", "expected at least one")
+    require(0 < data.train_fraction <= 1, "data.train_fraction", f"got {data.train_fraction}, expected 0 < f <= 1")
+    require(data.max_val_frames is None or data.max_val_frames >= 1, "data.max_val_frames", "expected at least 1")
+    require(data.val_batch_size >= 1, "data.val_batch_size", "expected at least 1")
+    require(min(data.image_size) > 0, "data.image_size", f"got {data.image_size}, expected positive pixels")
+    for key, (low, high) in {
+        "scale": data.augment.scale,
+        "crop_area": data.augment.crop_area,
+        "crop_aspect": data.augment.crop_aspect,
+    }.items():
+        require(0 < low <= high, f"data.augment.{key}", f"got [{low}, {high}], expected 0 < low <= high")
+    require(data.augment.crop_area[1] <= 1, "data.augment.crop_area", "a crop is at most the whole image (1.0)")
+    require(min(voxel.size) > 0, "data.voxel.size", f"got {voxel.size}, expected positive lengths")
+    require(
+        not (config.student.name == "voxelnet" and voxel.cylindrical),
+        "data.voxel.cylindrical",
+        "voxelnet's grid is Cartesian; set false",
+    )
+    require(
+        not (voxel.azimuth_wrap and not voxel.cylindrical),
+        "data.voxel.azimuth_wrap",
+        "only cylindrical voxels have an azimuth",
+    )
+    degrees, cells = voxel.size[1], voxel.azimuth_cells
+    require(
+        cells is None or (cells % MINKUNET_STRIDE == 0 and cells > 0 and abs(cells * degrees - 360) < 1e-6),
+        "data.voxel.azimuth_wrap",
+        f"needs a multiple of {MINKUNET_STRIDE} (the network's total stride) azimuth cells of data.voxel.size[1] = "
+        f"{degrees} degrees to make 360; set 1.125 (320 cells), 0.9375 (384) or 0.75 (480) degrees",
+    )
+    require(
+        not (voxel.azimuth_wrap and config.student.engine == "minkowski"),
+        "data.voxel.azimuth_wrap",
+        "MinkowskiEngine's kernels do not reach across the seam; set student.engine: torch",
+    )
+
+
+def _superpixels(superpixels: SuperpixelConfig, require: Require) -> None:
+    require(superpixels.segments >= 1, "superpixels.segments", "expected at least 1")
+    require(superpixels.segments <= 65535, "superpixels.segments", "a label map holds at most 65535")
+    require(superpixels.compactness > 0, "superpixels.compactness", "expected a positive number")
+    require(superpixels.sigma >= 0, "superpixels.sigma", "expected at least 0")
+
+
+def _student(config: Config, require: Require) -> None:
+    student = config.student
+    voxelnet = student.name == "voxelnet"
+    require(
+        not (voxelnet and student.engine == "minkowski"),
+        "student.engine",
+        "voxelnet runs on the torch engine only; set student.engine: torch",
+    )
+    require(student.width > 0, "student.width", f"got {student.width}, expected a positive factor")
+    require(not (voxelnet and student.width != 1.0), "student.width", "voxelnet has one width; set 1.0")
+    require(student.out_channels > 0, "student.out_channels", f"got {student.out_channels}, expected at least 1")
+
+
+def _loss(loss: LossConfig, classes: int, require: Require) -> None:
+    require(len(loss.names) > 0, "loss.names", f"expected at least one of {list(get_args(LossName))}")
+    require(
+        "cross_entropy_lovasz" not in loss.names or len(loss.names) == 1,
+        "loss.names",
+        "cross_entropy_lovasz is for labels, the others for images; it stands alone",
+    )
+    weights = loss.class_weights
+    require(
+        weights is None or (len(weights) == classes and min(weights) >= 0),
+        "loss.class_weights",
+        f"expected one weight of at least 0 for each of student.out_channels ({classes}) classes",
+    )
+    require(loss.temperature > 0, "loss.temperature", "expected a positive number")
+    require(loss.min_points >= 1, "loss.min_points", "expected at least 1")
+    require(loss.pairs >= 1, "loss.pairs", "expected at least 1")
+
+
+def _optim(optim: OptimConfig, cluster: ClusterConfig, require: Require) -> None:
+    require(0 < optim.lr < float("inf"), "optim.lr", "expected a positive number")
+    require(optim.head_lr is None or optim.head_lr > 0, "optim.head_lr", "expected a positive number or null")
+    require(0 <= optim.momentum < 1, "optim.momentum", "expected 0 <= momentum < 1")
+    require(optim.weight_decay >= 0, "optim.weight_decay", "expected at least 0")
+    for key in ("epochs", "batch_size", "accumulate"):
+        require(getattr(optim, key) >= 1, f"optim.{key}", "expected at least 1")
+    few, many = cluster.min_workers, cluster.max_workers
+    shares = _shares(cluster, optim)
+    remedy = f"use a multiple of {shares}" if shares < 100_000 else "allow fewer numbers of workers"
+    require(
+        optim.batch_size % shares == 0,
+        "optim.batch_size",
+        f"{optim.batch_size} frames do not divide over {max(1, few) if few == many else f'each of {few} to {many}'} "
+        f"workers x {optim.accumulate} micro-batches; {remedy}",
+    )
+    require(
+        optim.precision == "float32" or cluster.use_gpu,
+        "optim.precision",
+        f"{optim.precision} needs cluster.use_gpu: true",
+    )
+
+
+def _shares(cluster: ClusterConfig, optim: OptimConfig) -> int:
+    """What a batch must divide by: every number of workers that a run may have takes the same batch."""
+    few, many = cluster.min_workers, min(cluster.max_workers, _MANY_WORKERS)
+    return math.lcm(*range(max(1, few), many + 1)) * max(1, optim.accumulate)
+
+
+def _evaluation(config: Config, require: Require) -> None:
+    require(config.evaluation.votes >= 1, "evaluation.votes", "expected at least 1")
+    require(config.evaluation.bootstrap >= 1, "evaluation.bootstrap", "expected at least 1")
+
+
+def _run(config: Config, require: Require) -> None:
+    run: RunConfig = config.run
+    for key in ("log_every", "score_frames", "checkpoint_every", "keep_checkpoints"):
+        require(getattr(run, key) >= 1, f"run.{key}", "expected at least 1")
+    require(run.seed >= 0, "run.seed", "expected at least 0")
+    require(
+        re.fullmatch(r"\w[\w.-]*", run.name) is not None,
+        "run.name",
+        f"got {run.name!r}, expected letters, digits, '.', '_' and '-': it names a folder",
+    )
+    require(
+        "://" not in run.folder or config.tracking.uri is not None,
+        "tracking.uri",
+        f"run.folder is in an object store ({run.folder}), where the default sqlite file cannot lie; set a "
+        f"tracking server's http:// address or sqlite:////path/mlflow.db",
+    )
+
+
+def _cluster(cluster: ClusterConfig, require: Require) -> None:
+    few, many = cluster.min_workers, cluster.max_workers
+    require(
+        0 <= few <= many and (few > 0 or not cluster.elastic),
+        "cluster.num_workers",
+        f"got {cluster.num_workers}, expected 0 (in this process), a number of workers, or [min, max] with "
+        f"1 <= min <= max",
+    )
+    for key in ("local_cpus", "superpixel_cpus"):
+        value = getattr(cluster, key)
+        require(value is None or value >= 1, f"cluster.{key}", "expected at least 1")
+    require(cluster.cpus_per_worker >= 1, "cluster.cpus_per_worker", "expected at least 1")
+    require(cluster.loader_cpus >= 1, "cluster.loader_cpus", "loading needs at least 1 CPU")
+    require(cluster.max_failures >= 0, "cluster.max_failures", "expected at least 0")
+    require(0 <= cluster.scale_up_s < float("inf"), "cluster.scale_up_s", "expected seconds, at least 0")
+
+
+def _tune(tune: TuneConfig, shares: int, require: Require) -> None:
+    """`shares`: what a batch size must divide by."""
+    require(len(tune.fractions) > 0, "tune.fractions", "expected at least one")
+    require(
+        all(0 < f <= 1 for f in tune.fractions) and len(set(tune.fractions)) == len(tune.fractions),
+        "tune.fractions",
+        f"got {list(tune.fractions)}, expected distinct 0 < f <= 1",
+    )
+    require(
+        len(tune.methods) == len(set(tune.methods)) > 0,
+        "tune.methods",
+        f"got {list(tune.methods)}, expected one or both of {list(get_args(MethodName))}",
+    )
+    spaces: dict[MethodName, SpaceConfig] = {"pretrained": tune.pretrained, "random": tune.random}
+    for method, space in spaces.items():
+        _space(f"tune.{method}", space, 0 if tune.searcher == "grid" else 1e-300, shares, require)
+    require(
+        (tune.trials is None) == (tune.searcher == "grid"),
+        "tune.trials",
+        "a grid has as many trials as combinations (null); random and tpe need a number",
+    )
+    for key in ("trials", "round_size", "grace_epochs", "seeds"):
+        value = getattr(tune, key)
+        require(value is None or value >= 1, f"tune.{key}", f"got {value}, expected at least 1")
+    require(tune.final_split != "test", "tune.final_split", "test has no public labels to score")
+    require(tune.max_loss > 0, "tune.max_loss", f"got {tune.max_loss}, expected a positive number")
+    require(tune.reduction >= 2, "tune.reduction", f"got {tune.reduction}, expected at least 2")
+
+
+def _space(path: str, space: SpaceConfig, least_decay: float, shares: int, require: Require) -> None:
+    for name, values in dataclasses.asdict(space).items():
+        key = f"{path}.{name}"
+        ascending = all(a < b for a, b in itertools.pairwise(values))
+        require(ascending, key, f"got {list(values)}, expected distinct values in ascending order")
+        least = least_decay if name == "weight_decay" else 1e-300
+        require(all(least <= value < float("inf") for value in values), key, "expected positive numbers")
+    require(
+        all(size % shares == 0 for size in space.batch_size),
+        f"{path}.batch_size",
+        f"got {list(space.batch_size)}, expected multiples of {shares}, as for optim.batch_size",
+    )
+
+
+def _world(world: WorldConfig, require: Require) -> None:
+    for key in ("parametrize", "verify", "val", "keyframes"):
+        require(getattr(world, key) >= 1, f"world.{key}", f"got {getattr(world, key)}, expected at least 1")
+    require(0.02 <= world.scale <= 1, "world.scale", f"got {world.scale}, expected 0.02 to 1")
+
+
+def _demo(demo: DemoConfig, require: Require) -> None:
+    require(len(set(demo.seeds)) == len(demo.seeds) >= 1, "demo.seeds", f"got {demo.seeds}, expected distinct seeds")
+    require(min(demo.seeds, default=0) >= 0, "demo.seeds", f"got {demo.seeds}, expected at least 0")
+    for key in ("probe_steps", "scene_steps"):
+        require(getattr(demo, key) >= 1, f"demo.{key}", f"got {getattr(demo, key)}, expected at least 1")
+    for key in ("probe_lr", "scene_lr"):
+        require(getattr(demo, key) > 0, f"demo.{key}", f"got {getattr(demo, key)}, expected a positive number")
