@@ -1,0 +1,155 @@
+"""Weights by name and URL: downloads, digests, the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slidr.models.download import PUBLISHED, default_cache, resolve, weights_names
+from slidr.models.files import WeightsError
+from slidr.models.teachers import TEACHERS, build_teacher
+
+
+class Files(http.server.BaseHTTPRequestHandler):
+    """Serves what the test put in `contents`, and counts."""
+
+    contents: dict[str, bytes] = {}  # noqa: RUF012
+    promised: dict[str, int] = {}  # noqa: RUF012
+    requests: list[str] = []  # noqa: RUF012
+
+    def do_GET(self) -> None:
+        type(self).requests.append(self.path)
+        body = self.contents.get(self.path.split("?")[0])
+        if body is None:
+            self.send_error(404)
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", str(self.promised.get(self.path, len(body))))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    Files.contents, Files.promised, Files.requests = {}, {}, []
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Files) as http_server:
+        thread = threading.Thread(target=http_server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield f"http://127.0.0.1:{http_server.server_port}"
+        http_server.shutdown()
+        thread.join()
+
+
+def test_a_url_is_downloaded_once_with_progress_and_its_digest_is_checked(server: str, tmp_path: Path) -> None:
+    body = bytes(range(256)) * 8192  # 2 MiB
+    Files.contents["/w.pth"] = body
+    seen: list[tuple[int, int | None]] = []
+    digest = hashlib.sha256(body).hexdigest()
+    url = f"{server}/w.pth"
+    path = resolve(url, digest, tmp_path, progress=lambda done, total: seen.append((done, total)))
+    assert path.read_bytes() == body
+    assert path.parent == tmp_path
+    assert seen[-1] == (len(body), len(body))
+    assert len(seen) > 1
+    assert resolve(url, digest.upper(), tmp_path) == path
+    assert Files.requests == ["/w.pth"]
+
+
+def test_equal_file_names_of_two_urls_do_not_meet_in_the_cache(server: str, tmp_path: Path) -> None:
+    Files.contents = {"/a/w.pth": b"a", "/b/w.pth": b"b"}
+    assert resolve(f"{server}/a/w.pth", None, tmp_path).read_bytes() == b"a"
+    assert resolve(f"{server}/b/w.pth", None, tmp_path).read_bytes() == b"b"
+
+
+def test_a_wrong_digest_keeps_nothing(server: str, tmp_path: Path) -> None:
+    Files.contents["/w.pth"] = b"other"
+    with pytest.raises(WeightsError, match=rf"/w.pth: expected SHA-256 {'0' * 64}, got d9298a10.*nothing was kept"):
+        resolve(f"{server}/w.pth", "0" * 64, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_in_place_with_a_wrong_digest_is_an_error_that_names_it(tmp_path: Path) -> None:
+    path = tmp_path / "w.pth"
+    path.write_bytes(b"other")
+    with pytest.raises(WeightsError, match=r"w.pth: expected SHA-256 0000.*delete it"):
+        resolve(str(path), "0" * 64)
+    with pytest.raises(WeightsError, match=r"sha256: expected 64 hexadecimal digits, got 'abc'"):
+        resolve(str(path), "abc")
+
+
+def test_a_broken_off_download_keeps_nothing(server: str, tmp_path: Path) -> None:
+    Files.contents["/w.pth"], Files.promised["/w.pth"] = b"half", 8
+    with pytest.raises(WeightsError, match=r"/w.pth: got 4 of 8 bytes"):
+        resolve(f"{server}/w.pth", None, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_download_says_where_to_put_the_file_and_no_secrets(server: str, tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"cannot download http://127.0.0.1:\d+/none.pth .*put it at (\S+),") as e:
+        resolve(f"{server}/none.pth?token=hush", None, tmp_path)
+    assert "hush" not in str(e.value)
+    assert str(tmp_path) in str(e.value)
+
+
+def test_a_published_name_fetches_its_url_into_the_cache_and_honours_a_file_put_there(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"{server}/moco/moco_v2.pth.tar"
+    monkeypatch.setitem(PUBLISHED, ("resnet50", "moco_v2"), url)
+    with pytest.raises(WeightsError) as e:
+        resolve("moco_v2", None, tmp_path)
+    assert url in str(e.value)
+    assert str(tmp_path / "moco_v2.pth.tar") in str(e.value)
+    (tmp_path / "moco_v2.pth.tar").write_bytes(b"by hand")
+    assert resolve("moco_v2", None, tmp_path).read_bytes() == b"by hand"
+
+
+def test_torchvisions_files_are_checked_by_the_digest_in_their_name(tmp_path: Path) -> None:
+    (tmp_path / "resnet50-0676ba61.pth").write_bytes(b"not it")
+    with pytest.raises(WeightsError, match=r"resnet50-0676ba61.pth: expected SHA-256 0676ba61, got"):
+        resolve("imagenet", None, tmp_path, encoder="resnet50")
+
+
+@pytest.mark.parametrize("name", ["obow", "pixpro", "moco_coco"])
+def test_names_without_an_address_ask_for_a_path(name: str, tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=rf"'{name}' have no stable public address; .* path"):
+        resolve(name, None, tmp_path)
+
+
+def test_a_name_of_another_encoder_is_refused_with_the_names_that_fit(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"no file moco_v2, and no published name for resnet18 .*: imagenet\)"):
+        build_teacher("ppkt_resnet18", weights="moco_v2", cache=tmp_path)
+    with pytest.raises(WeightsError, match=r"cannot read 's3://bucket/w.pth'"):
+        resolve("s3://bucket/w.pth", None, tmp_path)
+
+
+def test_every_published_address_is_https_and_every_encoder_has_a_name() -> None:
+    assert all(url is None or url.startswith("https://") for url in PUBLISHED.values())
+    assert all(weights_names(builder.weights_of) for builder in TEACHERS.values())
+    assert set(weights_names("resnet50")) == {
+        *("imagenet", "moco_v1", "moco_v2", "swav", "deepcluster_v2", "dino", "obow", "pixpro", "moco_coco")
+    }
+
+
+def test_the_cache_follows_its_variable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SLIDR_CACHE", str(tmp_path))
+    assert default_cache() == tmp_path / "weights"
+    monkeypatch.delenv("SLIDR_CACHE")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert default_cache() == tmp_path / "home" / ".cache" / "slidr" / "weights"
+
+
+def test_a_file_url_is_a_path(tmp_path: Path) -> None:
+    (tmp_path / "my weights.pth").write_bytes(b"w")
+    assert resolve((tmp_path / "my weights.pth").as_uri()) == tmp_path / "my weights.pth"
