@@ -161,7 +161,9 @@ def _run_workers(config: Config, stage: Stage, run: tracking.RunHandle | None) -
     """Runs `_work` in every worker of a Ray Train group, or in this process for `cluster.num_workers: 0`."""
     folder = folder_of(config)
     if config.cluster.max_workers == 0:
-        loader, device = LocalLoader(stage.source(config)), _local_device(config)
+        # A GPU leaves its process's CPUs idle but for the one that drives it.
+        threads = max(1, config.cluster.cpus_per_worker - 1) if config.cluster.use_gpu else 0
+        loader, device = LocalLoader(stage.source(config), threads=threads), _local_device(config)
         journal = tracking.Journal(folder.file("metrics.jsonl"), run)
         try:
             _work(config, stage, journal, loader, device)

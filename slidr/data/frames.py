@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -136,6 +137,7 @@ class FrameTable(Sequence[Frame]):
         self._rows = np.arange(self._group_starts[-1]) if rows is None else np.asarray(rows, np.int64)
         self._groups: OrderedDict[int, _Group] = OrderedDict()
         self._light: pa.Table | None = None
+        self._lock = threading.Lock()  # threads of a loader share one table
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> FrameTable:
@@ -242,13 +244,14 @@ class FrameTable(Sequence[Frame]):
 
     def _group(self, number: int) -> _Group:
         """A decoded row group; the ones used last are kept."""
-        group = self._groups.pop(number, None)
-        if group is None:
-            group = _Group(_guarded(self.path, lambda: self._file.read_row_group(number)))
-            if len(self._groups) >= _CACHED_GROUPS:
-                self._groups.popitem(last=False)
-        self._groups[number] = group
-        return group
+        with self._lock:
+            group = self._groups.pop(number, None)
+            if group is None:
+                group = _Group(_guarded(self.path, lambda: self._file.read_row_group(number)))
+                if len(self._groups) >= _CACHED_GROUPS:
+                    self._groups.popitem(last=False)
+            self._groups[number] = group
+            return group
 
 
 class _Group:

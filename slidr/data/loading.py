@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import chain
 from typing import Any, Literal, Protocol
 
 from slidr.config import Config
@@ -15,6 +18,7 @@ from slidr.data.samples import pair_sample, scan_sample
 from slidr.types import PairBatch, PairSample, ScanBatch, ScanSample
 
 Subset = Literal["train", "val", "score"]
+_BATCHES_AHEAD = 2  # of a loader with threads
 
 
 class Source(Protocol):
@@ -131,13 +135,18 @@ def held_out_batches(source: Source, subset: Subset, rank: int = 0, world_size: 
 
 
 class LocalLoader:
-    """Loads in the calling process: for tests, notebooks and light trials."""
+    """Loads in the calling process: for tests, notebooks and light trials.
 
-    def __init__(self, source: Source, rank: int = 0, world_size: int = 1) -> None:
+    With `threads`, so many of them make the samples of the next batches while the caller uses one: for a GPU, which
+    leaves its process idle. The batches are the same ones either way.
+    """
+
+    def __init__(self, source: Source, rank: int = 0, world_size: int = 1, threads: int = 0) -> None:
         self.source = source
         self.plan = train_plan(source, rank, world_size)
         self.steps_per_epoch = self.plan.steps_per_epoch
         self._place = (rank, world_size)
+        self._threads = threads
 
     def train(self, first_step: int, last_step: int) -> Iterator[Any]:
         return self._load("train", self.plan.micro_batches(first_step, last_step))
@@ -148,6 +157,20 @@ class LocalLoader:
     def held_out(self, subset: Subset) -> Iterator[Any]:
         return self._load(subset, held_out_batches(self.source, subset, *self._place))
 
-    def _load(self, subset: Subset, batches: Any) -> Iterator[Any]:
-        for batch in batches:
-            yield self.source.collate([self.source.sample(subset, i, batch.epoch) for i in batch.frames])
+    def _load(self, subset: Subset, batches: Iterable[MicroBatch]) -> Iterator[Any]:
+        if self._threads == 0:
+            for batch in batches:
+                yield self.source.collate([self.source.sample(subset, i, batch.epoch) for i in batch.frames])
+            return
+        with ThreadPoolExecutor(self._threads) as pool:
+            ahead: deque[list[Future[Any]]] = deque()
+            try:
+                for batch in batches:
+                    ahead.append([pool.submit(self.source.sample, subset, i, batch.epoch) for i in batch.frames])
+                    if len(ahead) > _BATCHES_AHEAD:
+                        yield self.source.collate([sample.result() for sample in ahead.popleft()])
+                while ahead:
+                    yield self.source.collate([sample.result() for sample in ahead.popleft()])
+            finally:  # also where the caller stops early, or a sample cannot be made
+                for sample in chain.from_iterable(ahead):
+                    sample.cancel()
