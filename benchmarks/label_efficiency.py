@@ -2,11 +2,11 @@
 
     python benchmarks/label_efficiency.py [--seeds 0 1 2] [--pretraining 400] [--short 150] [--long 300]
 
-Three arms: a student taught by the ImageNet teacher, random initialisation, and, for the probe alone, a student taught
-by the same network with random weights (what the contrast alone is worth). Every seed has a world, a labelled scene, a
-pretraining and fine-tunings of its own. The learning rate of every arm and task is chosen on the `verify` scenes (the
-longer fine-tuning takes the shorter one's); the table is of the `val` scenes, which nothing else looks at. Everything
-trains in this process. Finished runs are kept under --work, so the command can be interrupted.
+Three arms: a student taught by the ImageNet teacher, random initialisation, and, for the probe alone, a student
+taught by the same network with random weights (what the contrast alone is worth). Every seed has a world, a labelled
+scene, a pretraining and fine-tunings of its own. The learning rate of every arm, task and budget is chosen on the
+`verify` scenes; the table is of the `val` scenes, which nothing else looks at. Everything trains in this process.
+Finished runs are kept under --work, so the command can be interrupted.
 
 Prints the table and writes results/label_efficiency.json.
 """
@@ -32,16 +32,16 @@ from slidr.label_efficiency import Protocol, gain, judged
 
 ARMS = {"ImageNet teacher": "imagenet", "no pretraining": "", "random teacher": None}
 WORLD = WorldConfig(parametrize=8, verify=2, val=4, keyframes=8, scale=0.25)
-BASELINE, CONTROL = "no pretraining", "random teacher"
+TAUGHT, BASELINE, CONTROL = ARMS
 
 
 def main() -> None:
     arguments = parse()
     torch.set_num_threads(arguments.threads)
     protocols = (
-        Protocol(f"linear probe, all labels, {arguments.probe} steps", arguments.probe, (0.02, 0.06), True),
-        Protocol(f"1 scene, {arguments.short} steps", arguments.short, (0.006, 0.02), False),
-        Protocol(f"1 scene, {arguments.long} steps", arguments.long, (), False),
+        Protocol(f"linear probe, all labels, {arguments.probe} steps", arguments.probe, (0.02, 0.06, 0.2), True),
+        Protocol(f"1 scene, {arguments.short} steps", arguments.short, (0.006, 0.02, 0.06), False),
+        Protocol(f"1 scene, {arguments.long} steps", arguments.long, (0.006, 0.02, 0.06), False),
     )
     runs: list[dict[str, Any]] = []
     for seed in arguments.seeds:
@@ -51,8 +51,7 @@ def main() -> None:
             for protocol in protocols:
                 if arm == CONTROL and not protocol.probe:
                     continue
-                rates = protocol.rates or (runs[-1]["lr"],)
-                row = judged(base, arm, student, replace(protocol, rates=rates))
+                row = judged(base, arm, student, protocol)
                 runs.append({"seed": seed, "arm": arm, "protocol": protocol.name, **row})
                 print(f"seed {seed}  {protocol.name}  {arm}: {row['miou']:.1f} mIoU at lr {row['lr']}", flush=True)
     summary = [summarised(runs, protocol) for protocol in protocols]
@@ -121,32 +120,43 @@ def epochs(base: Config, steps: int) -> int:
 
 
 def summarised(runs: list[dict[str, Any]], protocol: Protocol) -> dict[str, Any]:
-    """Every arm's scores over the seeds, and its gain over random initialisation, seed by seed."""
-    by_arm = {
-        arm: [run["miou"] for run in runs if (run["arm"], run["protocol"]) == (arm, protocol.name)] for arm in ARMS
-    }
+    """Every arm's scores and rates over the seeds, and its gain over random initialisation, seed by seed."""
+    by_arm = {arm: [run for run in runs if (run["arm"], run["protocol"]) == (arm, protocol.name)] for arm in ARMS}
+    miou = {arm: [run["miou"] for run in chosen] for arm, chosen in by_arm.items() if chosen}
     rows = {
-        arm: {"miou": values, "mean": statistics.mean(values), **gain(values, by_arm[BASELINE])}
-        for arm, values in by_arm.items()
-        if values
+        arm: {
+            "miou": values,
+            "lr": [run["lr"] for run in by_arm[arm]],
+            "mean": statistics.mean(values),
+            **gain(values, miou[BASELINE]),
+        }
+        for arm, values in miou.items()
     }
-    control = {"over_random_teacher": gain(by_arm["ImageNet teacher"], by_arm[CONTROL])} if by_arm[CONTROL] else {}
-    return {"protocol": protocol.name, "arms": rows, **control}
+    control = {"over_random_teacher": gain(miou[TAUGHT], miou[CONTROL])} if CONTROL in miou else {}
+    return {"protocol": protocol.name, "rates": protocol.rates, "arms": rows, **control}
 
 
 def table(summary: list[dict[str, Any]]) -> str:
     lines = [
-        "| mIoU on held-out scenes | arm | each seed | mean | gain over no pretraining |",
-        "|---|---|---|---:|---:|",
+        "| mIoU on held-out scenes | arm | rate of each seed | each seed | mean | gain over no pretraining |",
+        "|---|---|---|---|---:|---:|",
     ]
     for entry in summary:
         for arm, row in entry["arms"].items():
+            rates = " / ".join(f"{rate:g}" for rate in row["lr"])
             each = " / ".join(f"{value:.1f}" for value in row["miou"])
-            width = row["half_width_95"]
-            more = f"{row['mean_gain']:+.1f}" + ("" if width is None else f" ± {width:.1f}")
-            more = "" if arm == BASELINE else more
-            lines.append(f"| {entry['protocol']} | {arm} | {each} | {row['mean']:.1f} | {more} |")
+            more = "" if arm == BASELINE else shown(row)
+            lines.append(f"| {entry['protocol']} | {arm} | {rates} | {each} | {row['mean']:.1f} | {more} |")
+    for entry in summary:
+        if "over_random_teacher" in entry:
+            lines.append(f"\n{entry['protocol']}: {TAUGHT} over {CONTROL} {shown(entry['over_random_teacher'])}")
     return "\n".join(lines)
+
+
+def shown(paired: dict[str, Any]) -> str:
+    """A gain with half its interval, and seed by seed."""
+    width = "" if paired["half_width_95"] is None else f" ± {paired['half_width_95']:.1f}"
+    return f"{paired['mean_gain']:+.1f}{width} ({' / '.join(f'{gain:+.1f}' for gain in paired['gain'])})"
 
 
 if __name__ == "__main__":

@@ -33,12 +33,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
-from slidr.config import CAMERA_CHANNELS, ClusterConfig, SuperpixelConfig
+from slidr.config import ClusterConfig, SuperpixelConfig
 from slidr.data import images as files
 from slidr.data import storage
 from slidr.data.frames import ROW_GROUP, FrameTable, ImageRef, write_frames
 from slidr.data.plan import TrainPlan
-from slidr.types import Camera, Frame
+from slidr.types import CAMERA_CHANNELS, Camera, Frame
 
 KEYFRAMES, SCENES, TRAIN_SCENES = 34_149, 850, 700
 SHARDS = 64

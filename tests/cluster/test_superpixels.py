@@ -22,12 +22,12 @@ from slidr.cluster.superpixels import (
     is_whole_png,
     missing_maps,
 )
-from slidr.config import CAMERA_CHANNELS, ClusterConfig, DataConfig, SuperpixelConfig
+from slidr.config import ClusterConfig, DataConfig, SuperpixelConfig
 from slidr.data.frames import FrameTable, ImageRef, write_frames
 from slidr.data.images import encode_label_map
 from slidr.data.nuscenes import read_frames
 from slidr.data.storage import DataError
-from slidr.types import Frame
+from slidr.types import CAMERA_CHANNELS, Frame
 
 
 @pytest.fixture(scope="module")
