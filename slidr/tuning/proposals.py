@@ -77,19 +77,24 @@ class Random:
 class Tpe:
     """Optuna's tree-structured Parzen estimator, asked for a round at a time and told of it in the trials' order.
 
-    The first round is drawn at random.
+    The first round is drawn at random, and so is what follows while every trial failed.
     """
 
     total: int | None = None
 
     def __init__(self, space: SpaceConfig, seed: int) -> None:
-        self._lists, self._seed = _searched(space), seed % 2**32
-        self._study: Any = None
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._lists = _searched(space)
+        # A round is asked for before any of it is told: the first has nothing to learn from, every later one has.
+        sampler = optuna.samplers.TPESampler(
+            seed=seed % 2**32, n_startup_trials=1, multivariate=True, constant_liar=True
+        )
+        self._study = optuna.create_study(direction="maximize", sampler=sampler)
         self._asked: list[Any] = []
 
     def propose(self, count: int) -> list[Values]:
-        if self._study is None:
-            self._study = _study(self._seed, count)
         self._asked = [self._study.ask() for _ in range(count)]
         return [
             {name: self._suggest(trial, name, values) for name, values in self._lists.items()} for trial in self._asked
@@ -116,14 +121,6 @@ class Tpe:
 
 
 PROPOSERS: dict[SearcherName, Callable[[SpaceConfig, int], Proposer]] = {"grid": Grid, "random": Random, "tpe": Tpe}
-
-
-def _study(seed: int, first: int) -> Any:
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=first, multivariate=True, constant_liar=True)
-    return optuna.create_study(direction="maximize", sampler=sampler)
 
 
 def _searched(space: SpaceConfig) -> dict[str, Sequence[Any]]:

@@ -102,11 +102,17 @@ def test_every_round_is_compared_with_earlier_rounds_only() -> None:
             assert 1 not in job.bounds
 
 
-def test_more_trials_or_fractions_leave_the_earlier_ones_as_they_were() -> None:
-    fewer, more = undisturbed(BASE), undisturbed(replace(BASE, trials=11))
-    assert {job: end for job, end in more.items() if job.index < 8} == {
-        job: end for job, end in fewer.items() if job.index < 8
-    }
+@pytest.mark.parametrize("kind", ["random", "random, asha", "tpe, asha"])
+@pytest.mark.parametrize("few", [2, 8])  # within the first round, and within the third
+def test_more_trials_or_fractions_leave_the_earlier_ones_as_they_were(kind: str, few: int) -> None:
+    tune = KINDS[kind]
+    fewer, more = undisturbed(replace(tune, trials=few)), undisturbed(replace(tune, trials=11))
+    assert len(fewer) == 4 * few
+    assert {job: end for job, end in more.items() if job.index < few} == fewer
+    one = SearchAgenda(GROUPS[:2], tune, 0, lambda job: None, lambda job: EPOCHS)
+    run_here(one, train)
+    both = undisturbed(tune)
+    assert {job: end for job, end in both.items() if job.group in GROUPS[:2]} == one.ends
 
 
 def test_a_lost_trial_stops_its_group_only_and_is_given_out_again_next_time() -> None:

@@ -58,11 +58,12 @@ def test_random_draws_are_log_uniform_and_do_not_depend_on_the_rounds() -> None:
     assert 150 < below < 250  # half the decades; five standard deviations are 50
 
 
-def test_tpe_learns_from_the_first_round_on() -> None:
+@pytest.mark.parametrize("failed", [0, 1])
+def test_tpe_learns_from_the_first_round_on_though_a_trial_of_it_failed(failed: int) -> None:
     def second_round(scores: list[float]) -> list[dict]:
         proposer = build_proposer("tpe", SPACE, 0, GROUP)
-        proposer.propose(4)
-        proposer.tell([End("finished", score) for score in scores])
+        proposer.propose(4 + failed)
+        proposer.tell([End("finished", score) for score in scores] + failed * [End("failed", reason="nan")])
         return [dict(v) for v in proposer.propose(4)]
 
     assert second_round([0.9, 0.1, 0.1, 0.1]) != second_round([0.1, 0.1, 0.1, 0.9])
