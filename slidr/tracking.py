@@ -91,9 +91,19 @@ def start_run(
         run_name=name or f"{stage}-{config.run.name}",
         tags={"stage": stage, "config_fingerprint": fingerprint(config), **code_version(), **(tags or {})},
     )
-    _log_params(client, run.info.run_id, config)
-    client.log_dict(run.info.run_id, public_dict(config), "config.yaml")
+    record_config(client, run.info.run_id, config)
     return RunHandle(handle_uri, run.info.run_id)
+
+
+def record_config(client: Any, run_id: str, config: Config) -> None:
+    """Logs the parameters that a run does not have yet, and the config as a file of it."""
+    from mlflow.entities import Param
+
+    known = client.get_run(run_id).data.params
+    params = [Param(key, str(value)[:6000]) for key, value in _flatten(public_dict(config)) if key not in known]
+    for first in range(0, len(params), 100):
+        client.log_batch(run_id, params=params[first : first + 100])
+    client.log_dict(run_id, public_dict(config), "config.yaml")
 
 
 def end_run(handle: RunHandle, status: str, tags: dict[str, str] | None = None) -> None:
@@ -334,14 +344,6 @@ def connect(uri: str) -> Any:
 def _make_folder(uri: str) -> None:
     if uri.startswith(_SQLITE):
         Path(uri.removeprefix(_SQLITE)).parent.mkdir(parents=True, exist_ok=True)
-
-
-def _log_params(client: Any, run_id: str, config: Config) -> None:
-    from mlflow.entities import Param
-
-    params = [Param(key, str(value)[:6000]) for key, value in _flatten(public_dict(config))]
-    for first in range(0, len(params), 100):
-        client.log_batch(run_id, params=params[first : first + 100])
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

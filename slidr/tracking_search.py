@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from slidr.config import Config
 from slidr.data import storage
-from slidr.tracking import Journal, RunHandle, connect, start_run, tracking_uri
+from slidr.tracking import Journal, RunHandle, connect, record_config, start_run, tracking_uri
 from slidr.training.runs import RunFolder, folder_of
 from slidr.tuning.jobs import End, Job, fraction_name, job_config, search_folder
 
@@ -63,9 +63,9 @@ class SearchTracker:
     def _end(self, job: Job, end: End, files: Sequence[str]) -> bool:
         config = job_config(self._inside, job)
         folder = folder_of(config)
-        self._fraction(job.group.fraction)  # finds out whether the store is still the one that was
-        note = folder.note(_MIRRORED)
-        if note is not None and note == folder.note(_NOTE) and not self._fresh:
+        # Below a parent that the store knows: one that was replaced has other parents, and misses everything.
+        parent = self._fraction(job.group.fraction)
+        if folder.note(_MIRRORED) == f"{parent}/{folder.note(_NOTE)}":
             return True
         handle = RunHandle(tracking_uri(self._config), self._run(config, folder, job))
         if not Journal(folder.file("metrics.jsonl"), handle).send():
@@ -78,7 +78,7 @@ class SearchTracker:
         for path in files:
             client.log_artifact(handle.run_id, path)
         client.set_terminated(handle.run_id, _STATUS[end.status])
-        folder.note(_MIRRORED, handle.run_id)
+        folder.note(_MIRRORED, f"{parent}/{handle.run_id}")
         return True
 
     def _close(self, status: str, files: Sequence[str]) -> bool:
@@ -141,6 +141,7 @@ class SearchTracker:
             if earlier is None and parent is not None:
                 earlier = self._unnoted(parent, name)
                 if earlier is not None:
+                    record_config(connect(tracking_uri(config)), earlier, config)
                     storage.delete(folder.file("metrics.jsonl.sent"))
                     folder.note(_NOTE, earlier)
             run_id = start_run(config, "tune", earlier, name, tags).run_id
@@ -151,7 +152,10 @@ class SearchTracker:
         return self._known[folder.path]
 
     def _unnoted(self, parent: str, name: str) -> str | None:
-        """The run of that name below a parent, which a process made that was killed before it could note it."""
+        """The run of that name below a parent, which a process made that was killed before it could note it.
+
+        It may lack parameters.
+        """
         client = connect(tracking_uri(self._config))
         experiment = client.get_run(parent).info.experiment_id
         return next(

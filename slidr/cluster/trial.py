@@ -48,6 +48,7 @@ def run_job(config: Config, job: Job, run: RunHandle | None = None) -> End:
         known = read_end(folder)
         if known is not None:
             return known
+        storage.delete(folder.file(LOST))  # an earlier try's reason is not this one's
         try:
             end = _trial(own, job, run, config.tune.max_loss) if job.kind == "trial" else _final(config, own, run)
         except RayError:

@@ -42,6 +42,7 @@ from slidr.tuning.table import Ends, finals, groups_of, markdown, reasons, rows,
 
 # What may change between two launches of a search: what there is of it then still is of it.
 _EXTENDABLE = ("fractions", "methods", "trials", "seeds", "results", "fresh")
+_RESULT_FILES = ("trials.parquet", "table.json", "table.md", "rates.png", "fractions.png")
 _FINAL_FILES = ("evaluation.json", "confusion.png", "course.png")
 Tell = Callable[[str], None]
 
@@ -175,8 +176,9 @@ def _claim(config: Config, tags: dict[str, str]) -> None:
     # Of a search that got to no checkpoint nothing is worth keeping, but its MLflow runs and journals have its values.
     if config.tune.fresh or (other and not begun):
         _set_aside(Path(folder.path))
-        _set_aside(Path(_results(config).path))
         there = False
+    if config.tune.fresh:
+        _set_results_aside(Path(_results(config).path))
     if not there:
         storage.write_bytes_atomic(folder.file("config.yaml"), dump(config).encode())
         storage.write_bytes_atomic(folder.file("search.json"), json.dumps(values, indent=2).encode())
@@ -188,7 +190,7 @@ def _claim(config: Config, tags: dict[str, str]) -> None:
     earlier = parse(storage.read_bytes(folder.file("config.yaml")).decode(), folder.file("config.yaml"))
     changed = [differences(earlier, config)] if known["config"] != values["config"] else []
     changed += [
-        f"tune.{key} was {known['tune'][key]}, now {value}"
+        f"tune.{key} was {known['tune'].get(key, 'unknown')}, now {value}"
         for key, value in _fixed(config).items()
         if known["tune"].get(key) != value
     ]
@@ -205,9 +207,23 @@ def _results(config: Config) -> RunFolder:
 
 
 def _set_aside(path: Path) -> None:
-    """Renames a folder of an earlier search, if there is one; nothing is lost."""
+    """Renames the folder of an earlier search, if there is one; nothing is lost."""
     if path.exists():
-        path.rename(path.with_name(f"{path.name}.before-{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 1000:03d}"))
+        path.rename(_beside(path))
+
+
+def _set_results_aside(path: Path) -> None:
+    """Moves an earlier search's results into a folder beside them; others' files stay where they are."""
+    files = [path / name for name in _RESULT_FILES if (path / name).exists()]
+    if files:
+        aside = _beside(path)
+        aside.mkdir()
+        for file in files:
+            file.rename(aside / file.name)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.before-{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 1000:03d}")
 
 
 def _fixed(config: Config) -> dict[str, Any]:
@@ -218,13 +234,30 @@ def _fixed(config: Config) -> dict[str, Any]:
 
 def _recorded(config: Config) -> Callable[[Job], End | None]:
     def recorded(job: Job) -> End | None:
-        folder = folder_of(job_config(config, job))
+        own = job_config(config, job)
+        folder = folder_of(own)
         end = read_end(folder)
-        if end is not None:  # a kill may have come between the record and this
+        if end is not None:
+            _require_same_values(own, folder)
+            # A kill may have come between the record and this.
             shutil.rmtree(folder.checkpoints.path, ignore_errors=True)
         return end
 
     return recorded
+
+
+def _require_same_values(own: Config, folder: RunFolder) -> None:
+    """Raises `RunError` where a job's record is of other values than the search now proposes for it."""
+    path = folder.file("config.yaml")
+    if not storage.exists(path):  # it failed before it began
+        return
+    earlier = parse(storage.read_bytes(path).decode(), path)
+    if identity(earlier) != identity(own):
+        raise RunError(
+            f"{folder.path} was trained with other values than this search proposes for it: "
+            f"{differences(earlier, own)}; go on with the version of Optuna that proposed them, or start anew with "
+            f"--fresh (the old one is set aside)"
+        )
 
 
 def _epochs(config: Config, job: Job) -> int:
@@ -284,16 +317,18 @@ def _write_results(config: Config, ends: Ends) -> dict[str, Any]:
         "config": fingerprint(replace(config, tune=replace(tune, fresh=False))),
         "table": entries,
     }
-    files = {
-        "trials.parquet": sink.getvalue(),
-        "table.json": json.dumps(outcome, indent=2).encode(),
-        "table.md": markdown(entries, config).encode(),
-        "rates.png": rates_chart(found, config.data.val_split),
-        "fractions.png": fractions_chart(entries, tune.final_split),
-    }
-    for name, data in files.items():
-        storage.write_bytes_atomic(folder.file(name), data)
-    return {**outcome, "files": [folder.file(name) for name in files], "page": files["table.md"].decode()}
+    page = markdown(entries, config)
+    contents = (
+        sink.getvalue(),
+        json.dumps(outcome, indent=2).encode(),
+        page.encode(),
+        rates_chart(found, config.data.val_split),
+        fractions_chart(entries, tune.final_split),
+    )
+    files = [folder.file(name) for name in _RESULT_FILES]
+    for file, data in zip(files, contents, strict=True):
+        storage.write_bytes_atomic(file, data)
+    return {**outcome, "files": files, "page": page}
 
 
 def _record(config: Config, tracker: SearchTracker, ends: Ends, result: dict[str, Any]) -> None:

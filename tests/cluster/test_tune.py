@@ -25,10 +25,11 @@ from slidr.config import (
 )
 from slidr.data.frames import FrameTable, write_frames
 from slidr.data.nuscenes import read_frames
-from slidr.tracking import read_journal, tracking_uri
+from slidr.tracking import read_journal, record_config, tracking_uri
 from slidr.tracking_models import load_registered
 from slidr.tracking_search import read_search
 from slidr.training.runs import RunError, identity
+from slidr.tuning.proposals import Grid
 
 __all__ = ["one_thread"]
 
@@ -120,18 +121,54 @@ def test_mlflow_holds_the_tree_with_the_same_numbers_as_the_parquet(config: Conf
         assert ("parent_sha256" in tags) == (row["method"] == "pretrained")
     names = {file.path for file in client.list_artifacts(final.info.run_id)}
     assert {"evaluation.json", "confusion.png", "course.png"} <= names
-    parent = client.get_run(final.data.tags["mlflow.parentRunId"])
-    assert parent.data.tags["mlflow.parentRunId"] == top.info.run_id
+
+
+def test_mlflows_own_client_finds_every_job_below_its_fraction_below_the_search(
+    config: Config, found: dict[str, Any]
+) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=tracking_uri(config))
+
+    def below(run_id: str) -> list[Any]:
+        experiment = client.get_run(run_id).info.experiment_id
+        return client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{run_id}'")
+
+    fractions = {run.data.params["data.train_fraction"]: run for run in below(found["mlflow_run_id"])}
+    assert fractions.keys() == {"0.5", "1.0"}
+    for fraction, top in fractions.items():
+        rows = {
+            (row["method"], row["kind"], row["index"]): row
+            for row in parquet(config)
+            if row["fraction"] == float(fraction)
+        }
+        runs = {
+            (r.data.tags["method"], r.data.tags["kind"], int(r.data.tags["index"])): r for r in below(top.info.run_id)
+        }
+        assert len(below(top.info.run_id)) == 6
+        assert runs.keys() == rows.keys()
+        for key, run in runs.items():
+            row = rows[key]
+            assert run.data.metrics["score"] == row["score"]
+            assert run.data.params["optim.lr"] == str(row["lr"])
+            assert run.data.params["run.seed"] == str(row["seed"])
+            history = client.get_metric_history(run.info.run_id, "val_miou")
+            assert [metric.value for metric in sorted(history, key=lambda metric: metric.step)] == row["curve"]
+            losses = client.get_metric_history(run.info.run_id, "loss")
+            assert sorted(metric.step for metric in losses) == list(range(1, row["steps"] + 1))
 
 
 def test_the_registered_student_is_the_first_finals(config: Config, found: dict[str, Any]) -> None:
     assert "models:/search-50pct@champion" in found["models"]
-    student = load_registered("models:/search-50pct@pretrained", tracking_uri(config))
-    (path,) = Path(config.run.folder, "search/50pct/pretrained").glob("final-of-*-000/student.pt")
-    expected = torch.load(path, weights_only=True)["model_points"]
-    assert not student.training
-    for name, value in student.student.state_dict().items():
-        assert torch.equal(value, expected[name]), name
+    entries = {entry["method"]: entry for entry in found["table"] if entry["fraction"] == 0.5}
+    best = max(entries, key=lambda method: entries[method]["search_score"])
+    for alias, method in (("pretrained", "pretrained"), ("random", "random"), ("champion", best)):
+        student = load_registered(f"models:/search-50pct@{alias}", tracking_uri(config))
+        (path,) = Path(config.run.folder, "search/50pct", method).glob("final-of-*-000/student.pt")
+        expected = torch.load(path, weights_only=True)["model_points"]
+        assert not student.training
+        for name, value in student.student.state_dict().items():
+            assert torch.equal(value, expected[name]), (alias, name)
 
 
 def test_a_finished_search_asked_for_again_trains_nothing_and_finds_the_same(
@@ -206,7 +243,18 @@ def test_a_search_whose_every_trial_failed_says_why_and_fails_and_fresh_starts_a
     path.write_text(dump(small(config, "doomed")))
     assert main(["tune", str(path)]) == 1
     assert "tune.random" in capsys.readouterr().err
+    known = json.loads((folder / "search.json").read_text())
+    (folder / "search.json").write_text(json.dumps({**known, "tune": {}}))  # as of a version without these options
+    assert main(["tune", str(path)]) == 1
+    assert "tune.max_loss was unknown, now 100.0" in capsys.readouterr().err
+    results = Path(config.run.folder, "doomed-results")
+    results.mkdir()
+    (results / "table.md").write_text("the old one's")
+    (results / "notes.txt").write_text("somebody's")
     assert main(["tune", str(path), "--fresh"]) == 0
+    (aside,) = results.parent.glob("doomed-results.before-*")
+    assert [file.name for file in aside.iterdir()] == ["table.md"]
+    assert (results / "notes.txt").read_text() == "somebody's"
     assert json.loads((folder / "100pct/random/trial-000/end.json").read_text())["status"] == "finished"
     assert len(list(folder.parent.glob("doomed.before-*"))) == 1
 
@@ -242,6 +290,57 @@ def test_a_search_that_grew_and_has_another_winner_trains_and_shows_the_new_ones
     assert [row["lr"] for row in last] == [winner["lr"]]
     students = sorted(path.parent.name for path in folder.glob("final-*/student.pt"))
     assert students == ["final-of-000-000", "final-of-001-000"]
+
+
+def test_a_search_that_grew_by_a_fraction_and_a_seed_keeps_what_there_was(config: Config) -> None:
+    one = small(config, "wider")
+    first = search(one)
+    folder = Path(config.run.folder, "wider")
+    kept = {path: path.stat() for path in folder.glob("*/*/*/end.json")}
+    assert len(kept) == 2
+    search(replace(one, tune=replace(one.tune, fractions=(0.5, 1.0), seeds=2)))
+    for path, before in kept.items():
+        assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    rows = pq.read_table(first["files"][0]).to_pylist()
+    assert [(row["fraction"], row["kind"], row["seed"]) for row in rows] == [
+        (fraction, kind, seed) for fraction in (0.5, 1.0) for kind, seed in (("trial", 0), ("final", 1), ("final", 2))
+    ]
+    read = read_search(tracking_uri(config), (folder / "mlflow_run_id").read_text())
+    assert [{key: row[key] for key in COMPARED} for row in read] == [
+        {key: row[key] for key in COMPARED} for row in rows
+    ]
+
+
+def test_a_record_of_other_values_than_are_proposed_is_refused_and_not_relabelled(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = small(config, "relabelled", lr=(1e-3,))
+    search(one)
+    propose = Grid.propose
+    monkeypatch.setattr(Grid, "propose", lambda self, count: [{"lr": 2 * v["lr"]} for v in propose(self, count)])
+    with pytest.raises(RunError, match=r"trial-000 was trained with other values .*optim\.lr was 0\.001, now 0\.002"):
+        search(one)
+
+
+def test_a_run_that_a_kill_left_without_parameters_gets_them_from_the_next_process(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, calls = small(config, "half-made"), []
+
+    def killed(*arguments: Any) -> None:
+        calls.append(arguments)
+        if len(calls) == 3:  # the search's, the fraction's, the first trial's
+            raise KeyboardInterrupt
+        record_config(*arguments)
+
+    monkeypatch.setattr("slidr.tracking.record_config", killed)
+    with pytest.raises(KeyboardInterrupt):
+        search(one)
+    monkeypatch.undo()
+    assert not Path(config.run.folder, "half-made/100pct/random/trial-000/mlflow_run_id").exists()
+    result = search(one)
+    read = read_search(tracking_uri(config), result["mlflow_run_id"])
+    assert [(row["kind"], row["lr"]) for row in read] == [("trial", 1e-2), ("final", 1e-2)]
 
 
 def test_a_search_mended_before_its_first_checkpoint_leaves_nothing_of_the_mistake(config: Config) -> None:
