@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -105,7 +107,7 @@ def run_evaluation(config: Config) -> dict[str, Any]:
     """Scores a checkpoint and shows the page; see `slidr.cluster.evaluate`."""
     result = evaluate(config)
     if "evaluation" in result:
-        page = next(path for path in result["files"] if path.endswith(".md"))
+        page = next(path for path in result["files"] if storage.name_of(path).endswith(".md"))
         console.print(storage.read_bytes(page).decode(), markup=False)
         console.print(f"also in {', '.join(result['files'])}")
     if "submission" in result:
@@ -126,23 +128,28 @@ def run_search(config: Config) -> dict[str, Any]:
     return result
 
 
-def export_student(checkpoint: str | Path, form: ExportFormat, out: str | Path | None = None) -> Path:
+def export_student(checkpoint: str | Path, form: ExportFormat, out: str | Path | None = None) -> str:
     """Writes the student of any readable checkpoint in another tool's layout; returns the path.
 
-    Without `out` the file stands beside the checkpoint, named by the format. Raises `WeightsError` for a file that
-    cannot be read or holds no student.
+    Without `out` the file stands beside the checkpoint, named by the format. Both may be in an object store. Raises
+    `WeightsError` for a file that cannot be read or holds no student.
     """
-    source = Path(checkpoint)
+    source = os.fspath(checkpoint)
     contents = read_checkpoint(source)
-    state = student_state(contents, str(source))
-    path = Path(out) if out is not None else source.with_name(source.stem + _EXPORT_ENDINGS[form])
+    state = student_state(contents, source)
+    path = os.fspath(out) if out is not None else _beside(source, _EXPORT_ENDINGS[form])
     epoch, config = contents.get("epoch", 0), contents.get("config") or {}
-    if form == "openpcdet":
-        export_openpcdet(path, state)
-    elif form == "slidr":
-        write_checkpoint(path, export_slidr(state, None, epoch, config))
-    else:
-        export_safetensors(path, state, epoch, config)
+    with tempfile.TemporaryDirectory() as scratch:
+        # The formats' writers write files of this machine.
+        target = Path(scratch, "student") if storage.is_remote(path) else Path(path)
+        if form == "openpcdet":
+            export_openpcdet(target, state)
+        elif form == "slidr":
+            write_checkpoint(target, export_slidr(state, None, epoch, config))
+        else:
+            export_safetensors(target, state, epoch, config)
+        if storage.is_remote(path):
+            storage.write_bytes_atomic(path, target.read_bytes())
     console.print(f"export: {len(state)} tensors -> {path}")
     return path
 
@@ -173,6 +180,12 @@ _EXPORT_ENDINGS: dict[ExportFormat, str] = {
     "slidr": "-slidr.pt",
     "safetensors": ".safetensors",
 }
+
+
+def _beside(path: str, ending: str) -> str:
+    """The path with another ending in the place of its own."""
+    base, mark, query = path.partition("?") if storage.is_remote(path) else (path, "", "")
+    return os.path.splitext(base)[0] + ending + mark + query
 
 
 def _read(config: Config) -> list[Frame]:

@@ -8,6 +8,7 @@ command runs again.
 from __future__ import annotations
 
 import logging
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -86,7 +87,7 @@ class SearchTracker:
         client = connect(tracking_uri(self._config))
         assert self.run_id is not None
         for path in files:
-            client.log_artifact(self.run_id, path)
+            _log_file(client, self.run_id, path)
         for run_id in self._parents:
             client.set_terminated(run_id, status)
         return True
@@ -228,6 +229,17 @@ def _children(client: Any, experiment: str, run_id: str) -> Iterator[Any]:
         token = page.token
         if not token:
             return
+
+
+def _log_file(client: Any, run_id: str, path: str) -> None:
+    """A file of this machine or of an object store as an artifact; MLflow takes files of this machine."""
+    if not storage.is_remote(path):
+        client.log_artifact(run_id, path)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder, storage.name_of(path))
+        copy.write_bytes(storage.read_bytes(path))
+        client.log_artifact(run_id, str(copy))
 
 
 def existing(folder: RunFolder, names: Sequence[str]) -> list[str]:

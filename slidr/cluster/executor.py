@@ -10,7 +10,6 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,8 @@ from ray import tune
 from ray.tune.search import Searcher
 
 from slidr.cluster import session
-from slidr.cluster.room import check_room
-from slidr.cluster.train import check_tracking
+from slidr.cluster.room import check_room, of_one_job
+from slidr.cluster.train import workers_run
 from slidr.cluster.trial import LOST, NotTrained, run_job
 from slidr.config import ClusterConfig, Config
 from slidr.tracking import RunHandle, tracking_uri
@@ -53,14 +52,13 @@ def run_agenda(agenda: Agenda, config: Config, start: Start, ended: Ended) -> No
     elif not agenda.exhausted:
         session.start(config.cluster)
         check_trial_room(config.cluster)
-        check_tracking(config)
-        _run_on_tune(agenda, config, start, ended)
+        # What a job may not send itself, the driver sends when it has ended.
+        _run_on_tune(agenda, config, lambda job: workers_run(config, start(job)), ended)
 
 
 def check_trial_room(cluster: ClusterConfig) -> int:
     """How many jobs the cluster holds at a time. Raises `ClusterError`, with the numbers, where it holds none."""
-    if cluster.max_workers == 1:
-        cluster = replace(cluster, loader_cpus=0)  # it loads its own samples
+    cluster = of_one_job(cluster)
     check_room(cluster)
     nodes = session.nodes()
     places = sum(node.cpus // cluster.reserved_cpus for node in nodes)

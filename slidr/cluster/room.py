@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from slidr.cluster import session
 from slidr.cluster.session import ClusterError, Node
@@ -61,6 +62,11 @@ def shortage(cluster: ClusterConfig, nodes: Sequence[Node]) -> str | None:
             f"for {beside} such workers; lower cluster.cpus_per_worker"
         )
     return None
+
+
+def of_one_job(cluster: ClusterConfig) -> ClusterConfig:
+    """What one job of a search needs: a single worker loads its own samples."""
+    return replace(cluster, loader_cpus=0) if cluster.max_workers == 1 else cluster
 
 
 def bundles(cluster: ClusterConfig) -> list[dict[str, float]]:

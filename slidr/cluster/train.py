@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -25,6 +27,7 @@ from slidr.training.optim import total_steps
 from slidr.training.runs import RunFolder, claim, folder_of, identity, require_same_data
 
 _log = logging.getLogger(__name__)
+_SEND_SECONDS = 10.0  # between looks at the journal of workers on other machines
 HELD_OUT: dict[Subset, str] = {"val": "data.val_split", "score": "run.score_frames"}
 
 
@@ -71,8 +74,10 @@ def train(config: Config, stage: Stage, progress: bool = True) -> dict[str, Any]
     folder.note("mlflow_run_id", run.run_id)
     status = "FAILED"
     try:
-        with follow(folder.file("metrics.jsonl"), steps, enabled=progress):
-            result = _run_to_result(config, stage, folder, run)
+        journal, theirs = folder.file("metrics.jsonl"), workers_run(config, run)
+        sending = contextlib.nullcontext() if theirs is run else _sending(journal, run)
+        with follow(journal, steps, enabled=progress), sending:
+            result = _run_to_result(config, stage, folder, theirs)
         status = "FINISHED"
         return result
     except KeyboardInterrupt:
@@ -107,7 +112,6 @@ def _claim(config: Config, stage: Stage) -> tuple[RunFolder, int]:
     if config.cluster.max_workers > 0:
         session.start(config.cluster)
         check_room(config.cluster)
-        check_tracking(config)
     folder = claim(config)
     require_same_data(config, folder)
     return folder, total_steps(config.optim, plan.steps_per_epoch)
@@ -146,15 +150,34 @@ def with_absolute_paths(config: Config) -> Config:
     )
 
 
-def check_tracking(config: Config) -> None:
-    """Raises `ConfigError` for runs kept in a file of this machine, when workers may run on other ones."""
-    uri, machines = tracking.tracking_uri(config), session.machines()
-    if uri.startswith("sqlite:") and len(machines) > 1:
-        raise ConfigError(
-            f"tracking.uri: {uri} is a file, and the cluster has {len(machines)} machines ({', '.join(machines[:4])}"
-            f"{', ...' if len(machines) > 4 else ''}) whose workers cannot share it; run `mlflow server "
-            f"--backend-store-uri {uri} --host ADDRESS` and set tracking.uri: http://ADDRESS:5000"
-        )
+def workers_run(config: Config, run: tracking.RunHandle | None) -> tracking.RunHandle | None:
+    """The MLflow run that workers send their metrics to; None where they must leave that to this process.
+
+    That is so where MLflow's store is a file, which one process may write, and workers may run on other machines.
+    """
+    alone = config.cluster.max_workers == 0 or len(session.machines()) == 1
+    return run if alone or not tracking.tracking_uri(config).startswith("sqlite:") else None
+
+
+@contextlib.contextmanager
+def _sending(journal: str, run: tracking.RunHandle) -> Iterator[None]:
+    """Until the block ends, sends what workers log: from this process, every few seconds."""
+    stop = threading.Event()
+
+    def send() -> None:
+        sender = tracking.Journal(journal, run)
+        while not stop.wait(_SEND_SECONDS):
+            if storage.is_remote(journal):  # there a journal holds what it read when it was opened
+                sender = tracking.Journal(journal, run)
+            sender.send()
+
+    thread = threading.Thread(target=send, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
 
 
 def _run_workers(config: Config, stage: Stage, run: tracking.RunHandle | None) -> None:

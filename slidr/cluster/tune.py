@@ -203,7 +203,8 @@ def _claim(config: Config, tags: dict[str, str]) -> None:
 
 def _results(config: Config) -> RunFolder:
     """Where the tables and plots go."""
-    return RunFolder(os.path.abspath(config.tune.results or os.path.join("results", config.run.name)))
+    path = config.tune.results or os.path.join("results", config.run.name)
+    return RunFolder(path if storage.is_remote(path) else os.path.abspath(path))
 
 
 def _set_aside(path: Path) -> None:

@@ -168,14 +168,21 @@ class FrameTable(Sequence[Frame]):
     @property
     def unlabelled(self) -> int:
         """How many of the frames have no point labels."""
-        column = _guarded(self.path, lambda: self._file.read(columns=["label_path"])).column("label_path")
-        return column.take(pa.array(self._rows)).null_count
+        return self._paths("label_path").null_count
+
+    @property
+    def label_paths(self) -> list[str]:
+        """The point labels of those frames that have some, relative to the dataroot."""
+        return [path for path in self._paths("label_path").to_pylist() if path is not None]
 
     @property
     def lidar_paths(self) -> list[str]:
         """The frames' sweeps, relative to the dataroot."""
-        column = _guarded(self.path, lambda: self._file.read(columns=["lidar_path"])).column("lidar_path")
-        return column.take(pa.array(self._rows)).to_pylist()
+        return self._paths("lidar_path").to_pylist()
+
+    def _paths(self, column: str) -> pa.ChunkedArray:
+        table = _guarded(self.path, lambda: self._file.read(columns=[column]))
+        return table.column(column).take(pa.array(self._rows))
 
     @property
     def scenes(self) -> list[str]:

@@ -54,6 +54,11 @@ def sibling(path: str | os.PathLike[str], ending: str) -> str:
     return base + ending + mark + query
 
 
+def name_of(path: str | os.PathLike[str]) -> str:
+    """The last part of a path, without the query of a URI."""
+    return posixpath.basename(_key(path)) if is_remote(path) else os.path.basename(join(path))
+
+
 def safe_join(root: str | os.PathLike[str], relative: str) -> str:
     """The path of a file that lies inside `root`.
 
@@ -130,7 +135,7 @@ def sweep_temporary(folder: str | os.PathLike[str]) -> int:
     age.
     """
     if is_remote(folder):
-        return 0  # an upload that does not finish leaves nothing
+        return 0  # an upload that does not finish leaves no file (docs/cluster.md: what it may leave)
     swept = 0
     for file in Path(join(folder)).glob(f"{_TEMPORARY}*"):
         host, _, pid = file.name.removeprefix(_TEMPORARY).rpartition("-")[0].rpartition("-")
@@ -149,6 +154,16 @@ def exists(path: str | os.PathLike[str]) -> bool:
     if not is_remote(path):
         return os.path.exists(join(path))
     return _retrying(lambda: _filesystem(path).get_file_info(_key(path)).type != fs.FileType.NotFound)
+
+
+def modified(path: str | os.PathLike[str]) -> float:
+    """When a file was last written, in seconds since 1970, by the clock of the storage. Raises `OSError`."""
+    if not is_remote(path):
+        return os.stat(join(path)).st_mtime
+    info = _retrying(lambda: _filesystem(path).get_file_info(_key(path)))
+    if info.mtime_ns is None:
+        raise FileNotFoundError(errno.ENOENT, "no such file", os.fspath(path))
+    return info.mtime_ns / 1e9
 
 
 def list_names(folder: str | os.PathLike[str]) -> set[str]:

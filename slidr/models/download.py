@@ -77,23 +77,9 @@ def resolve(
     """
     if sha256 is not None and (len(sha256) != 64 or set(sha256.lower()) - set("0123456789abcdef")):
         raise WeightsError(f"sha256: expected 64 hexadecimal digits, got {sha256!r}")
-    folder = Path(cache) if cache is not None else default_cache()
-    if encoder == "efficientnet_lite0" and weights == "imagenet":
-        path = efficientnet.packaged_weights()
-    elif (encoder, weights) in PUBLISHED:
-        url = PUBLISHED[encoder, weights]
-        if url is None:
-            raise WeightsError(
-                f"weights {weights!r} have no stable public address; get the file from their authors and "
-                f"pass its path instead of the name"
-            )
-        path = _fetched(url, folder / _name_in(url), sha256, progress)
-    elif weights.startswith(("http://", "https://")):
-        # Two hosts may use one file name.
-        tag = hashlib.sha256(weights.encode()).hexdigest()[:8]
-        path = _fetched(weights, folder / f"{tag}-{_name_in(weights)}", sha256, progress)
-    else:
-        path = _local(weights, encoder)
+    path, url = whereabouts(weights, cache, encoder=encoder)
+    if url is not None:
+        path = _fetched(url, path, sha256, progress)
     expected = sha256.lower() if sha256 is not None else _DIGEST_IN_NAME.get(path.name)
     if expected is not None:
         got = _digest(path)
@@ -103,6 +89,33 @@ def resolve(
                 f"delete it and fetch it again, or correct the digest"
             )
     return path
+
+
+def whereabouts(
+    weights: str, cache: str | Path | None = None, *, encoder: EncoderName = "resnet50"
+) -> tuple[Path, str | None]:
+    """The file on this machine that `weights` means, and the URL it comes from where it is not there yet.
+
+    Raises `WeightsError` as `resolve` does for what nobody publishes and for a path without a file.
+    """
+    folder = Path(cache) if cache is not None else default_cache()
+    if encoder == "efficientnet_lite0" and weights == "imagenet":
+        return efficientnet.packaged_weights(), None
+    if (encoder, weights) in PUBLISHED:
+        url = PUBLISHED[encoder, weights]
+        if url is None:
+            raise WeightsError(
+                f"weights {weights!r} have no stable public address; get the file from their authors and "
+                f"pass its path instead of the name"
+            )
+        path = folder / _name_in(url)
+    elif weights.startswith(("http://", "https://")):
+        # Two hosts may use one file name.
+        tag = hashlib.sha256(weights.encode()).hexdigest()[:8]
+        url, path = weights, folder / f"{tag}-{_name_in(weights)}"
+    else:
+        return _local(weights, encoder), None
+    return path, None if path.is_file() else url
 
 
 def _local(weights: str, encoder: EncoderName) -> Path:

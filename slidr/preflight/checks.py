@@ -10,8 +10,8 @@ import importlib.util
 import os
 import shutil
 import sys
-import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,17 +24,20 @@ import torch
 
 from slidr import tracking
 from slidr.cluster import session
-from slidr.cluster.room import shortage
+from slidr.cluster.room import of_one_job, shortage
 from slidr.cluster.session import Node
 from slidr.cluster.superpixels import folder_of as superpixel_folder
 from slidr.cluster.superpixels import map_path
-from slidr.config import Config
+from slidr.config import Config, DatasetName
 from slidr.data import images as files
 from slidr.data import storage
 from slidr.data.frames import FrameTable, ImageRef
 from slidr.data.storage import DataError
+from slidr.models.download import whereabouts
+from slidr.models.files import WeightsError
+from slidr.models.teachers import TEACHERS
 from slidr.planning.costs import PACKAGED, read_costs
-from slidr.preflight.plan import images_to_cut, job_of, state_bytes
+from slidr.preflight.plan import has_search, images_to_cut, job_of, state_bytes
 from slidr.training.runs import folder_of as run_folder
 from slidr.types import Camera, Frame
 
@@ -45,6 +48,11 @@ PYTHONS = ((3, 11), (3, 12))
 SKEW_WARNING_S, SKEW_ERROR_S = 30.0, 600.0  # S3 refuses requests that are 15 minutes off
 _FEW, _MANY = 4, 64  # keyframes whose files are looked at
 _READERS = 16  # threads
+# Columns of a sweep, and the type of a point's label.
+_SIZES: dict[DatasetName, tuple[int, type[np.generic]]] = {
+    "nuscenes": (files.NUSCENES_COLUMNS, np.uint8),
+    "semantic_kitti": (files.KITTI_COLUMNS, np.uint32),
+}
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,10 @@ def cheap(config: Config | None, stage: Stage | None = None) -> list[Finding]:
     findings = [python(sys.version_info[:2]), torch_build(), *packages(_installed)]
     if config is None:
         return findings
-    findings += [engine(config), gpu(config), room(config)]
+    search = stage == "tune" or (stage is None and has_search(config))
+    findings += [engine(config), gpu(config), room(config, search)]
+    if stage != "superpixels":
+        findings += weights(config, search)
     frames = frame_table(config)
     findings.append(frames)
     if frames.status != "error":
@@ -74,7 +85,7 @@ def cheap(config: Config | None, stage: Stage | None = None) -> list[Finding]:
 
 def thorough(config: Config) -> list[Finding]:
     """The checks that take their time: every file by name, many opened, every map, the cluster."""
-    findings = [cluster(config)]
+    findings = [cluster(config, has_search(config))]
     if frame_table(config).status == "error":
         return findings
     findings += [data_root(config, _MANY, whole=True), listing(config)]
@@ -145,33 +156,65 @@ def gpu(config: Config) -> Finding:
     )  # fmt: skip
 
 
-def room(config: Config) -> Finding:
-    """Whether a private cluster on this machine holds the training job. A running cluster is asked by `cluster`."""
+def room(config: Config, search: bool = False) -> Finding:
+    """Whether a private cluster on this machine holds the training, or with `search` one job of a search.
+
+    A running cluster is asked by `cluster`.
+    """
     where = _elsewhere(config)
     if where is not None:
         return Finding("cluster", "ok", f"training on the cluster at {where}")
     if config.cluster.max_workers == 0:
         return Finding("cluster", "ok", "training in one process, without Ray")
     cpus = config.cluster.local_cpus or os.cpu_count() or 1
-    return _room([Node(cpus, torch.cuda.device_count())], f"this machine, as {cpus} CPUs", config)
+    return _room([Node(cpus, torch.cuda.device_count())], f"this machine, as {cpus} CPUs", config, search)
 
 
-def cluster(config: Config) -> Finding:
-    """What the named cluster has, against the config's needs."""
+def cluster(config: Config, search: bool = False) -> Finding:
+    """What the named cluster has, against the needs of the training, or with `search` of one job of a search."""
     where = _elsewhere(config)
     if where is None:
-        return room(config)
+        return room(config, search)
     try:
         session.start(config.cluster)
     except session.ClusterError as error:
         return Finding("cluster", "error", str(error), "ray start --head, or --cluster.address null")
     nodes = session.nodes()
     cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
-    return _room(nodes, f"{where}: {len(nodes)} nodes, {cpus} CPUs, {gpus} GPUs", config)
+    return _room(nodes, f"{where}: {len(nodes)} nodes, {cpus} CPUs, {gpus} GPUs", config, search)
+
+
+def weights(config: Config, search: bool = False) -> Iterable[Finding]:
+    """The weights that training starts from are where the config says; of a search, those of its method pretrained."""
+    student = config.student.weights
+    if student is None:
+        if search and "pretrained" in config.tune.methods:
+            yield Finding(
+                "student", "error", "student.weights: null, but tune.methods has pretrained",
+                "--student.weights PATH, or --tune.methods random",
+            )  # fmt: skip
+    elif storage.exists(student):
+        yield Finding("student", "ok", student)
+    else:
+        yield Finding("student", "error", f"{student}: no such file", "slidr pretrain, or another --student.weights")
+    if job_of(config) == "finetune" or config.teacher.weights is None:
+        return
+    try:
+        path, url = whereabouts(config.teacher.weights, encoder=TEACHERS[config.teacher.name].weights_of)
+    except WeightsError as error:
+        yield Finding("teacher", "error", str(error), "docs/weights.md")
+        return
+    if url is None:
+        yield Finding("teacher", "ok", str(path))
+    else:
+        yield Finding(
+            "teacher", "warning", f"{config.teacher.weights}: not here yet, fetched from {url} when training starts",
+            f"without internet: put the file at {path}",
+        )  # fmt: skip
 
 
 def frame_table(config: Config) -> Finding:
-    """The frame table opens and has frames to train and to validate on."""
+    """The frame table opens and has frames to train and to validate on; for fine-tuning, with labels."""
     data = config.data
     try:
         table = FrameTable.open(data.frames)
@@ -179,6 +222,12 @@ def frame_table(config: Config) -> Finding:
         val = table.select(data.val_split)
     except DataError as error:
         return Finding("frames", "error", str(error), "slidr frames CONFIG")
+    bare = train.unlabelled + val.unlabelled if job_of(config) == "finetune" else 0
+    if bare:
+        return Finding(
+            "frames", "error", f"{bare} of {len(train) + len(val)} keyframes to train and validate on have no labels",
+            "add them to the data root, then slidr frames CONFIG",
+        )  # fmt: skip
     return Finding("frames", "ok", f"{len(table)} keyframes: {len(train)} to train on, {len(val)} to validate on")
 
 
@@ -203,7 +252,11 @@ def data_root(config: Config, count: int, whole: bool = False) -> Finding:
 def listing(config: Config) -> Finding:
     """Every file that the table names is in its folder."""
     table = FrameTable.open(config.data.frames)
-    wanted = [image.path for image in table.images(config.data.cameras)] + table.lidar_paths
+    if job_of(config) == "finetune":
+        wanted, kinds = [*table.lidar_paths, *table.label_paths], "sweeps and labels"
+    else:
+        wanted = [image.path for image in table.images(config.data.cameras)] + table.lidar_paths
+        kinds = "images and sweeps"
     by_folder: dict[str, set[str]] = {}
     for path in wanted:
         folder, _, name = path.rpartition("/")
@@ -216,7 +269,7 @@ def listing(config: Config) -> Finding:
     if gone:
         more = f" (and {len(gone) - 1} more)" if len(gone) > 1 else ""
         return Finding("files", "error", f"{gone[0]} is not in {config.data.root}{more}", "copy the missing files")
-    return Finding("files", "ok", f"all {len(set(wanted))} images and sweeps of the table are there")
+    return Finding("files", "ok", f"all {len(set(wanted))} {kinds} of the table are there")
 
 
 def superpixels(config: Config, count: int, needed: bool) -> Finding:
@@ -250,6 +303,8 @@ def disk(config: Config, stage: Stage | None) -> list[Finding]:
         state, student = state_bytes(config, job)
         # While a new checkpoint is written, the old ones are all there still.
         need = (config.run.keep_checkpoints + 2) * state + student
+        if stage == "tune" or (stage is None and has_search(config)):  # every final keeps its student
+            need += len(config.tune.fractions) * len(config.tune.methods) * config.tune.seeds * student
         findings.append(space("run.folder", run_folder(config).path, need))
     if stage in (None, "superpixels") and job == "pretrain" and frame_table(config).status != "error":
         pixels, there = images_to_cut(config) if stage == "superpixels" else ([], 0)
@@ -290,15 +345,20 @@ def tracking_server(config: Config, stage: Stage | None = None) -> Finding:
 
 
 def clock(config: Config) -> Finding:
-    """This machine's clock against that of the file system that runs are written to."""
-    folder = Path(storage.join(run_folder(config).path)).absolute()
-    while not folder.exists():
-        folder = folder.parent
+    """This machine's clock against that of the storage that runs are written to, which so is found writable."""
+    folder = run_folder(config).path
+    if not storage.is_remote(folder):
+        existing = Path(storage.join(folder)).absolute()
+        while not existing.exists():
+            existing = existing.parent
+        folder = str(existing)
+    probe = storage.join(folder, f".tmp-doctor-{uuid.uuid4().hex[:8]}")
     try:
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".tmp-doctor-") as file:
-            file.write(b".")
-            file.flush()
-            off = time.time() - os.stat(file.name).st_mtime
+        storage.write_bytes_atomic(probe, b".")
+        try:
+            off = time.time() - storage.modified(probe)
+        finally:
+            storage.delete(probe)
     except OSError as error:
         return Finding("run folder", "error", f"{folder}: cannot be written ({error})", "choose another run.folder")
     return skew(off)
@@ -318,10 +378,12 @@ def _elsewhere(config: Config) -> str | None:
     return config.cluster.address or os.environ.get("RAY_ADDRESS")
 
 
-def _room(nodes: Sequence[Node], where: str, config: Config) -> Finding:
-    problem = shortage(config.cluster, nodes) if config.cluster.max_workers else None
+def _room(nodes: Sequence[Node], where: str, config: Config, search: bool) -> Finding:
+    needs = of_one_job(config.cluster) if search else config.cluster
+    problem = shortage(needs, nodes) if config.cluster.max_workers else None
     if problem is None:
-        return Finding("cluster", "ok", f"{where}: holds the workers and the loader")
+        what = "a job of the search" if search else "the workers and the loader"
+        return Finding("cluster", "ok", f"{where}: holds {what}")
     if config.cluster.scale_up_s > 0:
         return Finding("cluster", "warning", problem, f"waits {config.cluster.scale_up_s:g} s for an autoscaler")
     return Finding(
@@ -330,16 +392,19 @@ def _room(nodes: Sequence[Node], where: str, config: Config) -> Finding:
 
 
 def _damage(frame: Frame, config: Config, whole: bool) -> list[str]:
-    """What is wrong with a keyframe's files."""
-    problems = []
-    columns = files.NUSCENES_COLUMNS if config.data.dataset == "nuscenes" else files.KITTI_COLUMNS
+    """What is wrong with a keyframe's files: of the images for pretraining, of the labels for fine-tuning."""
+    problems, root = [], config.data.root
+    columns, label = _SIZES[config.data.dataset]
+    cameras = frame.cameras if job_of(config) == "pretrain" else ()
     try:
-        files.read_sweep(storage.safe_join(config.data.root, frame.lidar_path), columns)
+        sweep = files.read_sweep(storage.safe_join(root, frame.lidar_path), columns)
+        if job_of(config) == "finetune" and frame.label_path is not None:
+            files.read_point_labels(storage.safe_join(root, frame.label_path), label, len(sweep))
     except DataError as error:
         problems.append(str(error))
-    for camera in frame.cameras:
+    for camera in cameras:
         try:
-            path = storage.safe_join(config.data.root, camera.image_path)
+            path = storage.safe_join(root, camera.image_path)
             data = storage.read_bytes(path)
             size = files.image_size(data, path)
             if size != (camera.width, camera.height):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,17 +14,17 @@ import pytest
 import torch
 from training_runs import losses, named, weights
 
-from slidr.cluster import session
+from slidr.cluster import session, train
 from slidr.cluster.pretrain import pretrain
 from slidr.cluster.superpixels import folder_of as superpixel_folder
-from slidr.cluster.train import TrainingFailed, check_tracking
-from slidr.config import Config, ConfigError, TrackingConfig
+from slidr.cluster.train import TrainingFailed
+from slidr.config import ClusterConfig, Config, TrackingConfig
 from slidr.data.frames import read_frames, write_frames
 from slidr.data.loading import PairSource
 from slidr.models.minkunet import MinkUNet14
 from slidr.models.weights import load_student
-from slidr.tracking import tracking_uri
-from slidr.training.runs import RunError
+from slidr.tracking import RunHandle, tracking_uri
+from slidr.training.runs import RunError, RunFolder
 
 pytestmark = pytest.mark.ray
 
@@ -171,11 +172,42 @@ def test_a_failing_worker_ends_the_run_with_its_reason(base: Config) -> None:
     assert isinstance(caught.value.__cause__, ControllerError)  # Ray's for restarts used up is WorkerGroupError
 
 
-def test_a_tracking_file_is_refused_where_workers_may_run_on_other_machines(
+def test_where_workers_may_run_on_other_machines_a_tracking_file_is_left_to_this_process(
+    base: Config, on_ray: dict[int, Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    config = named(base, "machines", 1)
+    client = MlflowClient(tracking_uri=tracking_uri(config))
+    real, sent_before_the_end = train._run_to_result, []
+
+    def watched(config: Config, stage: Any, folder: RunFolder, run: RunHandle | None) -> dict[str, Any]:
+        assert run is None
+        result = real(config, stage, folder, run)
+        run_id, waited = folder.note("mlflow_run_id"), time.monotonic()
+        while not sent_before_the_end and time.monotonic() < waited + 20:
+            time.sleep(0.1)
+            sent_before_the_end.extend(client.get_metric_history(run_id, "retrieval"))
+        return result
+
+    monkeypatch.setattr(session, "machines", lambda: ["one", "two"])
+    monkeypatch.setattr(train, "_SEND_SECONDS", 0.2)
+    monkeypatch.setattr(train, "_run_to_result", watched)
+    pretrain(config, progress=False)
+    assert len(sent_before_the_end) == 1
+    run_id = Path(config.run.folder, "machines", "mlflow_run_id").read_text()
+    history = sorted(client.get_metric_history(run_id, "loss"), key=lambda metric: metric.step)
+    assert [metric.value for metric in history] == losses(config)
+    assert client.get_run(run_id).info.status == "FINISHED"
+
+
+def test_workers_send_metrics_themselves_to_a_server_and_on_one_machine(
     ray_cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    check_tracking(Config())
+    handle = RunHandle("anywhere", "0")
+    server = Config(tracking=TrackingConfig(uri="http://one:5000"))
+    assert train.workers_run(Config(), handle) is handle
     monkeypatch.setattr(session, "machines", lambda: ["one", "two"])
-    with pytest.raises(ConfigError, match=r"tracking\.uri: sqlite:.*2 machines \(one, two\).*mlflow server"):
-        check_tracking(Config())
-    check_tracking(Config(tracking=TrackingConfig(uri="http://one:5000")))
+    assert train.workers_run(Config(), handle) is None
+    assert train.workers_run(server, handle) is handle
+    assert train.workers_run(Config(cluster=ClusterConfig(num_workers=0)), handle) is handle

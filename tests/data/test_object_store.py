@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import re
+import socket
+import struct
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +24,83 @@ from slidr.data.samples import pair_sample
 from slidr.data.storage import DataError
 from slidr.models.files import WeightsError, read_checkpoint, write_checkpoint
 from slidr.types import Frame
+
+
+class Line:
+    """A line to the S3 server that a test may cut: every connection, after so many bytes from the client."""
+
+    def __init__(self, port: int) -> None:
+        self.cut_after: int | None = None  # None: never; 0: at once
+        self.cuts = 0
+        self._server_port = port
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listening.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        self._listening.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client = self._listening.accept()[0]
+                server = socket.create_connection(("127.0.0.1", self._server_port))
+                threading.Thread(target=self._pass, args=(client, server, True), daemon=True).start()
+                threading.Thread(target=self._pass, args=(server, client, False), daemon=True).start()
+
+    def _pass(self, source: socket.socket, target: socket.socket, upwards: bool) -> None:
+        passed = 0
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                passed += len(data)
+                if upwards and self.cut_after is not None and passed > self.cut_after:
+                    self.cuts += 1
+                    # Closed at once, with a reset: a silent end would be waited out.
+                    source.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    source.close()
+                    break
+                target.sendall(data)
+        for end in (source, target):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture
+def line(bucket: str) -> Iterator[Line]:
+    (port,) = re.findall(r"endpoint_override=[\d.]+:(\d+)", bucket)
+    made = Line(int(port))
+    yield made
+    made.close()
+
+
+def through(line: Line, bucket: str) -> str:
+    """The bucket by that line."""
+    return re.sub(r"(endpoint_override=[\d.]+:)\d+", rf"\g<1>{line.port}", bucket)
+
+
+def test_a_store_that_is_away_for_a_moment_is_waited_for(line: Line, bucket: str) -> None:
+    path = storage.join(through(line, bucket), "away", "a.bin")
+    line.cut_after = 0
+    timer = threading.Timer(1.0, lambda: setattr(line, "cut_after", None))
+    timer.start()
+    storage.write_bytes_atomic(path, b"whole")
+    timer.join()
+    assert line.cuts >= 2
+    assert storage.read_bytes(storage.join(bucket, "away", "a.bin")) == b"whole"
+
+
+def test_an_upload_that_breaks_off_leaves_the_old_file(
+    line: Line, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "ATTEMPTS", 1)  # pyarrow alone tries for some seconds
+    folder = storage.join(bucket, "torn")
+    storage.write_bytes_atomic(storage.join(folder, "a.bin"), b"old")
+    line.cut_after = 1 << 20
+    with pytest.raises(OSError, match="NETWORK_CONNECTION"):
+        storage.write_bytes_atomic(storage.join(through(line, folder), "a.bin"), b"x" * (12 << 20))  # two parts
+    assert line.cuts >= 2
+    assert storage.read_bytes(storage.join(folder, "a.bin")) == b"old"
+    assert storage.list_names(folder) == {"a.bin"}
 
 
 @pytest.fixture(scope="module")

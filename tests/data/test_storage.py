@@ -28,11 +28,14 @@ def _check_store(root: str) -> None:
     with storage.open_read(path) as file:
         file.seek(7)
         assert file.read(3) == b"one"
+    assert abs(storage.modified(path) - time.time()) < 60
     assert storage.list_names(storage.join(root, "maps")) == {"a.png"}
     assert "maps" in storage.list_names(root)
     storage.delete(path)
     storage.delete(path)
     assert not storage.exists(path)
+    with pytest.raises(FileNotFoundError):
+        storage.modified(path)
     with pytest.raises(DataError, match=r"a\.png.*: cannot be read"):
         storage.read_bytes(path)
 
@@ -103,6 +106,7 @@ def test_a_link_that_leads_out_of_the_root_is_refused_and_one_inside_is_not(tmp_
 def test_a_remote_path_keeps_its_query_at_the_end() -> None:
     assert storage.join("s3://b/root?scheme=http", "a", "b") == "s3://b/root/a/b?scheme=http"
     assert storage.safe_join("s3://b/root", "a/b") == "s3://b/root/a/b"
+    assert storage.name_of("s3://b/root/a.md?scheme=http") == storage.name_of("/root/a.md") == "a.md"
 
 
 class _Flaky:

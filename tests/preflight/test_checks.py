@@ -16,8 +16,8 @@ import pytest
 from slidr import cli
 from slidr.cluster.session import Node
 from slidr.cluster.superpixels import folder_of
-from slidr.config import ClusterConfig, Config, dump
-from slidr.data.frames import FrameTable
+from slidr.config import ClusterConfig, Config, LossConfig, TuneConfig, dump
+from slidr.data.frames import FrameTable, read_frames, write_frames
 from slidr.preflight import checks, doctor
 from slidr.preflight.doctor import PreflightError, preflight
 from slidr.stages import console
@@ -80,6 +80,70 @@ def test_a_machine_without_room_for_workers_and_loader_is_an_error_unless_an_aut
     assert refused.status == "error"
     assert "need 3 CPUs, the cluster has 2" in refused.what
     assert checks.room(with_workers(2, scale_up_s=60)).status == "warning"
+
+
+def labelled(config: Config) -> Config:
+    """The same data for fine-tuning."""
+    student = replace(config.student, out_channels=17)
+    return replace(config, loss=LossConfig(names=("cross_entropy_lovasz",)), student=student)
+
+
+def test_a_search_needs_room_for_one_job_which_loads_its_own_samples(prepared: Config) -> None:
+    config = labelled(replace(prepared, cluster=ClusterConfig(num_workers=1, local_cpus=1)))
+    refused = {finding.name: finding.status for finding in checks.cheap(config, "finetune")}
+    assert refused["cluster"] == "error"
+    assert by_name(checks.cheap(config, "tune"))["cluster"].status == "ok"
+    searched = replace(config, tune=TuneConfig(trials=3))
+    assert by_name(checks.cheap(searched))["cluster"].what == "this machine, as 1 CPUs: holds a job of the search"
+    assert by_name(checks.thorough(searched))["cluster"].status == "ok"
+    large = replace(searched, cluster=replace(config.cluster, cpus_per_worker=2))
+    assert by_name(checks.cheap(large))["cluster"].status == "error"
+
+
+def test_weights_that_are_not_where_the_config_says_are_an_error_and_a_download_to_come_a_warning(
+    prepared: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLIDR_CACHE", str(tmp_path))
+
+    def found(student: str | None, teacher: str | None, search: bool = False) -> list[str]:
+        config = replace(
+            prepared,
+            student=replace(prepared.student, weights=student),
+            teacher=replace(prepared.teacher, name="dilation_resnet50", weights=teacher),
+        )
+        return [finding.status for finding in checks.weights(config, search)]
+
+    there = tmp_path / "weights.pt"
+    there.write_bytes(b"")
+    assert found(None, None) == []
+    assert found(str(there), str(there)) == ["ok", "ok"]
+    assert found(str(tmp_path / "none.pt"), str(tmp_path / "none.pt")) == ["error", "error"]
+    assert found(None, "moco_v2") == ["warning"]
+    assert found(None, "pixpro") == ["error"]  # nobody publishes it
+    assert found(None, None, search=True) == ["error"]
+    (cached := tmp_path / "weights" / "moco_v2_800ep_pretrain.pth.tar").parent.mkdir()
+    cached.write_bytes(b"")
+    assert found(None, "moco_v2") == ["ok"]
+    assert [finding.name for finding in checks.weights(labelled(prepared))] == []  # no teacher
+
+
+def test_fine_tuning_needs_labels_and_no_images(spoilable: Config) -> None:
+    config = labelled(spoilable)
+    table = FrameTable.open(config.data.frames)
+    shutil.rmtree(Path(config.data.root, "samples", "CAM_FRONT"))
+    assert checks.data_root(spoilable, 2).status == checks.listing(spoilable).status == "error"
+    assert checks.data_root(config, 2).status == checks.listing(config).status == "ok"
+    label = Path(config.data.root, table.label_paths[0])
+    label.write_bytes(label.read_bytes()[:-1])
+    assert label.name in checks.data_root(config, 2).what
+    assert checks.listing(config).status == "ok"
+    label.unlink()
+    assert checks.data_root(config, 2).status == checks.listing(config).status == "error"
+    frames = read_frames(config.data.frames)
+    write_frames([replace(frames[0], label_path=None), *frames[1:]], config.data.frames)
+    finding = checks.frame_table(config)
+    assert (finding.status, finding.what[:7]) == ("error", "1 of 6 ")
+    assert checks.frame_table(spoilable).status == "ok"
 
 
 def test_a_running_cluster_is_asked_what_it_has(prepared: Config, monkeypatch: pytest.MonkeyPatch) -> None:
