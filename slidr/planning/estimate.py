@@ -13,7 +13,8 @@ from slidr.config import Config
 from slidr.planning.costs import CostName, Costs, UnitCost
 from slidr.training.optim import total_steps
 
-JobName = Literal["superpixels", "pretrain", "finetune"]
+JobName = Literal["superpixels", "pretrain", "finetune", "tune"]
+TrainingName = Literal["pretrain", "finetune"]
 STUDENT_FILE = 1  # copies of the student besides the checkpoints
 
 
@@ -45,7 +46,7 @@ class Estimate:
 
 
 @dataclass
-class _Ledger:
+class Ledger:
     """The unit costs that an estimate asked for: those found, and those nobody measured."""
 
     costs: Costs
@@ -59,8 +60,10 @@ class _Ledger:
     def _note(self, name: CostName, entry: UnitCost | None, setting: dict[str, Any]) -> UnitCost | None:
         if entry is None:
             details = ", ".join(f"{key} {value}" for key, value in setting.items())
-            self.missing.append(f"{name} ({details})" if details else name)
-        else:
+            text = f"{name} ({details})" if details else name
+            if text not in self.missing:
+                self.missing.append(text)
+        elif entry not in self.basis:
             self.basis.append(entry)
         return entry
 
@@ -73,7 +76,7 @@ def plan_superpixels(
     Costs of an image grow with its pixels. The job takes as long as its CPUs need, or as the driver needs to list,
     schedule and gather: whichever is longer. `bytes_per_pixel`: heap of one task.
     """
-    ledger = _Ledger(costs)
+    ledger = Ledger(costs)
     share = (len(pixels) - there) / max(len(pixels), 1)
     cpus = min(config.cluster.superpixel_cpus or machines.cpus, machines.cpus)
     typical, segments = sum(pixels) / max(len(pixels), 1), config.superpixels.segments
@@ -103,7 +106,7 @@ def plan_superpixels(
 
 
 def plan_training(
-    job: JobName,
+    job: TrainingName,
     counts: dict[str, int],
     config: Config,
     costs: Costs,
@@ -116,53 +119,72 @@ def plan_training(
     Training and loading run side by side, so a step takes as long as the slower of the two; each epoch ends with a
     validation. `state_bytes`: of a checkpoint, and of a student file; `pixels`: of an image.
     """
-    ledger = _Ledger(costs)
+    ledger = Ledger(costs)
     optim, cluster = config.optim, config.cluster
     per_epoch = max(1, counts["train"] // optim.batch_size)
     steps = total_steps(optim, per_epoch)
     epochs = math.ceil(steps / per_epoch)
-    frames = {
-        "train_frame": steps * optim.batch_size,
-        # After the last epoch: scores, of pretraining those of the untrained networks, too.
-        "validate_frame": epochs * counts["val"] + (2 * counts["score"] if job == "pretrain" else 0),
-    }
-    # An elastic run is planned with the most workers it may have.
-    alone, workers, setting = cluster.max_workers == 0, max(1, cluster.max_workers), train_setting(job, config)
-    sample = ledger.take("sample", pixels=pixels if job == "pretrain" else None, job=job)
-    hours: float | None = 0.0
-    computing = loading = 0.0
-    names: tuple[CostName, CostName] = ("train_frame", "validate_frame")
-    for name in names:
-        unit = ledger.take(name, **setting)
-        if unit is None or sample is None:
-            hours = None
-            continue
-        compute = unit.value * frames[name] / workers / 3600
-        # Without workers of its own, training loads in between its steps.
-        load = sample.value * frames[name] / (1 if alone else cluster.loader_cpus) / 3600
-        computing, loading = computing + compute, loading + load
-        if hours is not None:
-            hours += compute + load if alone else max(compute, load)
-    memory = ledger.take("worker_memory", **setting)
-    reserved = 1 if alone else _reserved_cpus(config)
+    # After the last epoch: scores, of pretraining those of the untrained networks, too.
+    validated = epochs * counts["val"] + (2 * counts["score"] if job == "pretrain" else 0)
+    course = course_of(ledger, job, steps * optim.batch_size, validated, config, pixels)
+    hours, workers = course.hours, max(1, cluster.max_workers)
+    memory = ledger.take("worker_memory", **train_setting(job, config))
+    reserved = reserved_cpus(config)
     checkpoint, student = state_bytes
     return Estimate(
         job=job,
-        work=f"{steps} steps of {optim.batch_size} keyframes, {epochs} epochs, {frames['validate_frame']} validated",
+        work=f"{steps} steps of {optim.batch_size} keyframes, {epochs} epochs, {validated} validated",
         hours=hours,
         cpu_hours=None if hours is None else hours * reserved,
         gpu_hours=None if hours is None else hours * workers * cluster.use_gpu,
         storage_bytes=float((config.run.keep_checkpoints + 1) * checkpoint + STUDENT_FILE * student),
         memory_bytes=None if memory is None else memory.value,
         memory_of="each worker",
-        limit=_limit(hours, computing, loading, config),
+        limit=_limit(course, config),
         basis=tuple(ledger.basis),
         missing=tuple(ledger.missing),
-        notes=_room_notes(config, machines),
+        notes=room_notes(config, machines),
     )
 
 
-def train_setting(job: JobName, config: Config) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Course:
+    """Hours of one training; `hours` is None where nobody measured what they rest on."""
+
+    hours: float | None
+    computing: float
+    loading: float
+
+
+def course_of(
+    ledger: Ledger, job: TrainingName, trained: float, validated: float, config: Config, pixels: int | None = None
+) -> Course:
+    """The hours of one training that takes so many keyframes through its steps and through its validations."""
+    cluster = config.cluster
+    # An elastic run is planned with the most workers it may have.
+    alone, workers = cluster.max_workers == 0, max(1, cluster.max_workers)
+    if job == "pretrain":
+        sample = ledger.take("sample", pixels=pixels, job=job)
+    else:
+        sample = ledger.take("sample", job=job, dataset=config.data.dataset)
+    hours: float | None = 0.0
+    computing = loading = 0.0
+    frames: dict[CostName, float] = {"train_frame": trained, "validate_frame": validated}
+    for name, count in frames.items():
+        unit = ledger.take(name, **train_setting(job, config))
+        if unit is None or sample is None:
+            hours = None
+            continue
+        compute = unit.value * count / workers / 3600
+        # Without workers of its own, training loads in between its steps.
+        load = sample.value * count / (1 if alone else cluster.loader_cpus) / 3600
+        computing, loading = computing + compute, loading + load
+        if hours is not None:
+            hours += compute + load if alone else max(compute, load)
+    return Course(hours, computing, loading)
+
+
+def train_setting(job: TrainingName, config: Config) -> dict[str, Any]:
     """What a training step's cost depends on, as unit costs name it."""
     student, data = config.student, config.data
     shared = {
@@ -174,7 +196,7 @@ def train_setting(job: JobName, config: Config) -> dict[str, Any]:
         "voxel": list(data.voxel.size),
     }
     if job == "finetune":
-        return {**shared, "freeze": student.freeze}
+        return {**shared, "dataset": data.dataset, "freeze": student.freeze}
     return {**shared, "teacher": config.teacher.name, "image_size": list(data.image_size)}
 
 
@@ -183,25 +205,29 @@ def _by_pixels(cost: UnitCost | None, pixels: list[int]) -> float | None:
     return None if cost is None else cost.value * sum(pixels) / cost.setting["pixels"]
 
 
-def _limit(hours: float | None, computing: float, loading: float, config: Config) -> str:
-    if hours is None:
+def _limit(course: Course, config: Config) -> str:
+    if course.hours is None:
         return "not known"
     cluster = config.cluster
-    if cluster.max_workers and loading > computing:
+    if cluster.max_workers and course.loading > course.computing:
         return f"loading, on {cluster.loader_cpus} CPUs: raise cluster.loader_cpus"
     return f"training, on {max(1, cluster.max_workers)} {'GPU' if cluster.use_gpu else 'CPU'} workers"
 
 
-def _reserved_cpus(config: Config) -> int:
+def reserved_cpus(config: Config) -> int:
+    """CPUs that a training reserves: its workers' and the loader's; one for a training in its caller's process."""
     cluster = config.cluster
+    if cluster.max_workers == 0:
+        return 1
     return cluster.max_workers * cluster.reserved_cpus + (0 if cluster.elastic else cluster.loader_cpus)
 
 
-def _room_notes(config: Config, machines: Machines) -> tuple[str, ...]:
+def room_notes(config: Config, machines: Machines) -> tuple[str, ...]:
+    """What a cluster lacks for a training."""
     cluster = config.cluster
     if cluster.max_workers == 0:
         return ()
-    needed, notes = _reserved_cpus(config), []
+    needed, notes = reserved_cpus(config), []
     if needed > machines.cpus:
         notes.append(f"needs {needed} CPUs, this cluster has {machines.cpus}")
     if cluster.use_gpu and cluster.max_workers > machines.gpus:

@@ -22,7 +22,7 @@ from slidr.data.frames import FrameTable
 from slidr.data.loading import PairSource, ScanSource, subset_frames
 from slidr.ops.superpixels import slic
 from slidr.planning.costs import CostName, UnitCost
-from slidr.planning.estimate import JobName, train_setting
+from slidr.planning.estimate import TrainingName, train_setting
 from slidr.training.distill import DistillTask
 from slidr.training.loop import Task
 from slidr.training.optim import build_optimizer
@@ -34,7 +34,7 @@ _STEPS = 3  # the first warms up
 
 
 def measure(
-    config: Config, job: JobName, command: str, report: Callable[[str], Any] = lambda text: None
+    config: Config, job: TrainingName, command: str, report: Callable[[str], Any] = lambda text: None
 ) -> list[UnitCost]:
     """The unit costs of the superpixel job and of `job` ("pretrain" or "finetune"), measured here and now.
 
@@ -51,11 +51,11 @@ def measure(
     frames = _spread(subset_frames(config, "train"), _FRAMES)
     with tempfile.TemporaryDirectory() as folder:
         entries: list[UnitCost] = []
-        images: dict[str, Any] = {}
+        setting: dict[str, Any] = {"dataset": config.data.dataset}
         if job == "pretrain":
             report("superpixels")
             seconds, sizes, pixels = _superpixels(frames, config, folder)
-            images = {"pixels": pixels, "cameras": len(config.data.cameras)}
+            setting = {"pixels": pixels, "cameras": len(config.data.cameras)}
             entries += [
                 cost("slic", seconds, pixels=pixels, segments=config.superpixels.segments),
                 cost("label_map", sizes, pixels=pixels, segments=config.superpixels.segments),
@@ -63,7 +63,7 @@ def measure(
         report("loading")
         source: Any = PairSource(config, folder) if job == "pretrain" else ScanSource(config)
         samples, seconds = _samples(source, config, len(frames))
-        entries.append(cost("sample", seconds, job=job, **images))
+        entries.append(cost("sample", seconds, job=job, **setting))
     if config.cluster.use_gpu and not torch.cuda.is_available():
         return entries
     report("training steps")
@@ -121,7 +121,7 @@ def _samples(source: Any, config: Config, count: int) -> tuple[list[Any], float]
     return samples, statistics.median(seconds)
 
 
-def _steps(config: Config, job: JobName, batch: Any) -> tuple[float, float, float]:
+def _steps(config: Config, job: TrainingName, batch: Any) -> tuple[float, float, float]:
     """Seconds of a training step and of a forward pass over one keyframe, and the process's peak memory in bytes."""
     device = torch.device("cuda" if config.cluster.use_gpu else "cpu")
     threads = torch.get_num_threads()
@@ -150,7 +150,7 @@ def _steps(config: Config, job: JobName, batch: Any) -> tuple[float, float, floa
         torch.set_num_threads(threads)
 
 
-def _task(config: Config, job: JobName) -> Task:
+def _task(config: Config, job: TrainingName) -> Task:
     bare = replace(
         config,
         student=replace(config.student, weights=None),

@@ -14,7 +14,7 @@ from torch import nn
 
 from slidr.cluster import session
 from slidr.cluster.superpixels import folder_of
-from slidr.config import Config
+from slidr.config import Config, TuneConfig
 from slidr.data import storage
 from slidr.data.frames import FrameTable
 from slidr.data.loading import subset_frames
@@ -22,9 +22,11 @@ from slidr.models.students import build_student
 from slidr.models.teachers import build_teacher
 from slidr.ops.superpixels import HEAP_PER_PIXEL
 from slidr.planning.costs import PACKAGED, Costs, UnitCost, read_costs, write_costs
-from slidr.planning.estimate import Estimate, JobName, Machines, plan_superpixels, plan_training
+from slidr.planning.estimate import Estimate, Machines, TrainingName, plan_superpixels, plan_training
 from slidr.planning.measure import measure
+from slidr.planning.search import Labels, plan_search
 from slidr.training.segment import HEAD
+from slidr.tuning.jobs import Group, Job, job_config
 
 
 @dataclass(frozen=True)
@@ -61,14 +63,21 @@ def run_plan(config: Config, options: PlanOptions, command: str, console: Consol
     return estimates
 
 
-def job_of(config: Config) -> JobName:
+def job_of(config: Config) -> TrainingName:
     """What a config trains: with labels it is fine-tuning."""
     return "finetune" if "cross_entropy_lovasz" in config.loss.names else "pretrain"
 
 
+def has_search(config: Config) -> bool:
+    """Whether a config is one of `slidr tune`: it has labels to train on, and says what to search."""
+    return job_of(config) == "finetune" and config.tune != TuneConfig()
+
+
 def estimate(config: Config, costs: Costs, machines: Machines) -> list[Estimate]:
-    """A config's jobs, in the order they are run."""
+    """A config's jobs, in the order they are run: a search's where the config has one."""
     job = job_of(config)
+    if has_search(config):
+        return [plan_search(labels_of(config), config, costs, machines, state_bytes(config, job))]
     counts = {subset: len(subset_frames(config, subset)) for subset in ("train", "val", "score")}
     cameras = subset_frames(config, "train")[0].cameras
     pixels = max((camera.width * camera.height for camera in cameras), default=1)
@@ -79,10 +88,30 @@ def estimate(config: Config, costs: Costs, machines: Machines) -> list[Estimate]
     return [plan_superpixels(sizes, there, config, costs, machines, HEAP_PER_PIXEL), training]
 
 
+def labels_of(config: Config) -> list[Labels]:
+    """The keyframes of each label fraction that `slidr tune` searches."""
+    found, tune = [], config.tune
+    scored = len(FrameTable.open(config.data.frames).select(tune.final_split)) * config.evaluation.votes
+    for fraction in tune.fractions:
+        group = Group(fraction, tune.methods[0])
+        trial, final = (job_config(config, Job(group, kind, 0, {})) for kind in ("trial", "final"))
+        found.append(
+            Labels(
+                fraction=fraction,
+                trial=len(subset_frames(trial, "train")),
+                final=len(subset_frames(final, "train")),
+                val=len(subset_frames(trial, "val")),
+                scored=scored,
+            )
+        )
+    return found
+
+
 def machines_of(config: Config, options: PlanOptions) -> Machines:
     """The cluster that the options describe, else the connected or named one, else this machine."""
     if options.nodes is not None:
-        name = f"{options.nodes} nodes of {options.cpus} CPUs and {options.gpus} GPUs"
+        nodes = "1 node" if options.nodes == 1 else f"{options.nodes} nodes"
+        name = f"{nodes} of {options.cpus} CPUs and {options.gpus} GPUs"
         return Machines(options.nodes * options.cpus, options.nodes * options.gpus, name)
     address = config.cluster.address or os.environ.get("RAY_ADDRESS")
     if address is None:
@@ -101,7 +130,7 @@ def images_to_cut(config: Config) -> tuple[list[int], int]:
     return [image.width * image.height for image in images.values()], sum(f"{token}.png" in names for token in images)
 
 
-def state_bytes(config: Config, job: JobName) -> tuple[int, int]:
+def state_bytes(config: Config, job: TrainingName) -> tuple[int, int]:
     """Bytes of a checkpoint (networks and the optimizer's moments) and of a student file, from the shapes alone."""
     with torch.device("meta"):
         student = build_student(config.student)
@@ -135,7 +164,7 @@ def show(estimates: list[Estimate], machines: Machines, console: Console) -> Non
         "GPU-hours": lambda e: _number(e.gpu_hours),
         "storage": lambda e: _size(e.storage_bytes),
         "memory": lambda e: f"{_size(e.memory_bytes)} ({e.memory_of})",
-        "takes its time": lambda e: e.limit,
+        "bound by": lambda e: e.limit,
     }
     for name, value in rows.items():
         table.add_row(name, *(value(each) for each in estimates))
@@ -144,7 +173,8 @@ def show(estimates: list[Estimate], machines: Machines, console: Console) -> Non
         console.print(note)
     basis = dict.fromkeys(_key(cost) for each in estimates for cost in each.basis)
     sources = list(dict.fromkeys(source for _, source in basis))
-    console.print("measured:")
+    if basis:
+        console.print("measured:")
     for value, source in basis:
         console.print(f"  {value} [{sources.index(source) + 1}]", markup=False)
     for number, source in enumerate(sources, 1):

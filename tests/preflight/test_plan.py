@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from slidr import cli
-from slidr.config import Config, LossConfig, OptimConfig, dump
+from slidr.config import Config, LossConfig, OptimConfig, TuneConfig, dump
+from slidr.data.frames import FrameTable
 from slidr.planning.costs import read_costs
 from slidr.preflight.plan import images_to_cut, state_bytes
 from slidr.training.checkpoint import CheckpointFolder
@@ -69,6 +70,33 @@ def test_costs_are_measured_kept_and_used(prepared: Config, tmp_path: Path, caps
     load = measured["sample"].value
     seconds = 8 * max(measured["train_frame"].value, load) + 6 * max(measured["validate_frame"].value, load)
     assert train["hours"] == pytest.approx(seconds / 3600)
+
+
+def test_a_config_with_a_search_is_planned_as_one(
+    prepared: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = replace(
+        prepared,
+        loss=LossConfig(names=("cross_entropy_lovasz",)),
+        student=replace(prepared.student, out_channels=17),
+        tune=TuneConfig(fractions=(0.5, 1.0), trials=3, round_size=3, seeds=2),
+    )
+    path, costs = tmp_path / "config.yaml", tmp_path / "costs.json"
+    path.write_text(dump(config))
+    assert cli.main(["plan", str(path), "--measure", "--costs", str(costs), "--json"]) == 0
+    (planned,) = json.loads(capsys.readouterr().out)["jobs"]
+    measured = {cost.name: cost.value for cost in read_costs(costs)}
+    assert measured.keys() == {"sample", "train_frame", "validate_frame", "worker_memory"}
+    assert planned["work"] == "12 trials, 8 finals (2 fractions x 2 methods)"
+    # 2 keyframes of verify to choose on, 2 of val to score; 2 epochs.
+    table = FrameTable.open(config.data.frames)
+    counts = {split: [len(table.select(split, f)) for f in (0.5, 1.0)] for split in ("parametrize", "train")}
+    assert counts["parametrize"] == [2, 4]
+    train, look = (measured[name] + measured["sample"] for name in ("train_frame", "validate_frame"))
+    trials = sum(2 * frames * train + 2 * 2 * look for frames in counts["parametrize"])
+    finals = sum(2 * frames * train + (2 + 2) * look for frames in counts["train"])
+    assert planned["cpu_hours"] == pytest.approx((6 * trials + 4 * finals) / 3600)
+    assert planned["notes"][0] == f"50 % of the labels: at most 4 steps a trial, {2 * counts['train'][0]} a final"
 
 
 def test_what_nobody_measured_is_said_so(prepared: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
