@@ -9,7 +9,8 @@ table     a made-up table (34,149 keyframes of 850 scenes, 204,894 images; 28,13
           in a fresh process each; then the list of all images, which the superpixel job starts from.
 overhead  the superpixel job over images whose superpixels take no time: everything else is done, from listing over
           Ray's scheduling to a whole label map written under its final name, with fsync.
-cores     the superpixel job with real SLIC on made-up images, with one CPU and with two.
+cores     the superpixel job with real SLIC on made-up images, with one CPU and with two; and the same by plain
+          processes, which tells what the machine's second core is worth.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import multiprocessing
 import os
 import platform
 import resource
@@ -25,6 +27,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -199,8 +203,23 @@ def measure_overhead(folder: Path, count: int) -> dict[str, Any]:
     }
 
 
+def bare_seconds(images: list[ImageRef], folder: Path, processes: int) -> float:
+    """The same maps by so many plain processes, dealt out one by one: what the machine's cores give at best."""
+    from slidr.cluster.superpixels import compute_map
+
+    target = folder / f"bare-{processes}-{time.monotonic_ns()}"
+    config = SuperpixelConfig(folder=str(target))
+    call = partial(compute_map, root=str(folder), folder=str(target), config=config)
+    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(call, images[: 2 * processes]))  # imports
+        start = time.monotonic()
+        list(pool.map(call, images))
+        return time.monotonic() - start
+
+
 def measure_cores(folder: Path, count: int) -> dict[str, Any]:
-    """The same images with one CPU, two, and one again, to see how steady the machine is."""
+    """The same images with one CPU and with two, by the job and by plain processes; and with one CPU again, to see how
+    steady the machine is."""
     from slidr.cluster import session
     from slidr.cluster.superpixels import compute_images
 
@@ -209,23 +228,30 @@ def measure_cores(folder: Path, count: int) -> dict[str, Any]:
     for image in images:
         small = rng.integers(0, 256, (18, 32, 3), np.uint8)
         Image.fromarray(small).resize((image.width, image.height)).save(folder / image.path)
+    load = os.getloadavg()[0]
     session.start(ClusterConfig(), num_cpus=2)
     seconds: dict[str, float] = {}
-    for name, cpus in (("warm", 2), ("one", 1), ("two", 2), ("one_again", 1)):
+    driver: dict[str, float] = {}
+    for name, cpus in (("warm", 2), ("one", 1), ("two", 2), ("one_again", 1), ("two_again", 2)):
         config = SuperpixelConfig(folder=str(folder / name))
         cluster = ClusterConfig(superpixel_cpus=cpus)
+        start = time.process_time()
         report = compute_images(images, str(folder), config, cluster, progress=False)
+        driver[name] = time.process_time() - start
         assert report.computed == count
         seconds[name] = report.seconds
     session.stop()
-    one = (seconds["one"] + seconds["one_again"]) / 2
+    bare = {(turn, cpus): bare_seconds(images, folder, cpus) for turn in (0, 1) for cpus in (1, 2)}
+    one, two = (sum(seconds[name] for name in (which, f"{which}_again")) / 2 for which in ("one", "two"))
+    bare_one, bare_two = ((bare[0, cpus] + bare[1, cpus]) / 2 for cpus in (1, 2))
     return {
         "images": count,
-        "one_cpu_s": round(seconds["one"], 2),
-        "two_cpus_s": round(seconds["two"], 2),
-        "one_cpu_again_s": round(seconds["one_again"], 2),
-        "efficiency": round(one / (2 * seconds["two"]), 3),
-        "load_average_before": round(os.getloadavg()[0], 2),
+        **{f"{name}_s": round(seconds[name], 2) for name in ("one", "two", "one_again", "two_again")},
+        "efficiency": round(one / (2 * two), 3),
+        "driver_cpu_s_of_two": round(driver["two"], 2),
+        **{f"bare_{cpus}{'_again' * turn}_s": round(value, 2) for (turn, cpus), value in bare.items()},
+        "bare_efficiency": round(bare_one / (2 * bare_two), 3),
+        "load_average_before": round(load, 2),
     }
 
 

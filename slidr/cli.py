@@ -103,7 +103,7 @@ _PLAN = (
 )
 _DOCTOR = "look whether everything is there that a job needs: slidr doctor [CONFIG] [--json] [--section.key value ...]"
 # Commands with options of their own.
-_OTHERS = {"plan": _PLAN, "doctor": _DOCTOR, "export": _EXPORT, "synthesize": _SYNTHESIZE}
+OTHERS = {"plan": _PLAN, "doctor": _DOCTOR, "export": _EXPORT, "synthesize": _SYNTHESIZE}
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(usage())
         return 0 if arguments else 2
     name, *rest = arguments
-    if name not in _OTHERS and name not in COMMANDS:
+    if name not in OTHERS and name not in COMMANDS:
         print(f"slidr: unknown command {name!r}\n\n{usage()}", file=sys.stderr)
         return 2
     try:
@@ -147,9 +147,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def usage() -> str:
     """The text of `slidr --help`."""
-    width = max(len(name) for name in (*COMMANDS, *_OTHERS))
+    width = max(len(name) for name in (*COMMANDS, *OTHERS))
     lines = [f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items()]
-    lines += [f"  {name:<{width}}  {text.split(':')[0]}" for name, text in _OTHERS.items()]
+    lines += [f"  {name:<{width}}  {text.split(':')[0]}" for name, text in OTHERS.items()]
     return "\n".join(
         [
             "slidr: teach lidar networks with images, on one machine or a Ray cluster",
@@ -157,7 +157,7 @@ def usage() -> str:
             "usage: slidr COMMAND CONFIG [--section.key value ...]",
             "       slidr evaluate CONFIG --checkpoint PATH [--section.key value ...]",
             "       slidr tune CONFIG [--fresh] [--section.key value ...]",
-            *(f"       {text.split(': ')[1]}" for text in _OTHERS.values()),
+            *(f"       {text.split(': ')[1]}" for text in OTHERS.values()),
             "",
             *lines,
             "",

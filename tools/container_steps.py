@@ -1,4 +1,4 @@
-"""The Dockerfile's steps without docker: COPY into a scratch folder, RUN in a fresh virtual environment, then a trial.
+"""The Dockerfile's steps without docker: COPY into a scratch folder, RUN in a fresh virtual environment, then trials.
 
     python tools/container_steps.py [--keep FOLDER]
 
@@ -19,7 +19,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SYSTEM = ("apt-get ", "useradd ")
-TRIAL = ["slidr", "pretrain", "configs/demo.yaml", "--help"]
+# What the image must be able to do: know its packages, and run a job, of which Ray's workers and the token are a part.
+WORLD = "--parametrize 1 --verify 1 --val 1 --keyframes 1 --scale 0.1"
+DATA = "--data.root world --data.frames frames.parquet --superpixels.folder superpixels"
+TRIALS = (
+    "slidr doctor",
+    "slidr pretrain configs/demo.yaml --help",
+    f"slidr synthesize world {WORLD}",
+    f"slidr frames configs/demo.yaml {DATA}",
+    f"python jobs/superpixels.py configs/demo.yaml {DATA}",
+)
 
 
 def steps(dockerfile: str) -> list[tuple[str, str]]:
@@ -64,8 +73,12 @@ def perform(scratch: Path) -> None:
         print(
             f"{'left out' if skipped else f'{time.monotonic() - start:6.1f} s'}  {instruction} {arguments}", flush=True
         )
-    subprocess.run(TRIAL, check=True, cwd=workdir, env=environment, stdout=subprocess.DEVNULL)
-    print(f"     works  {' '.join(TRIAL)}")
+    # A home of its own, as the container's user has: Ray keeps the token there.
+    (scratch / "home").mkdir()
+    environment["HOME"] = str(scratch / "home")
+    for trial in TRIALS:
+        subprocess.run(shlex.split(trial), check=True, cwd=workdir, env=environment, stdout=subprocess.DEVNULL)
+        print(f"     works  {trial}", flush=True)
 
 
 def main() -> None:

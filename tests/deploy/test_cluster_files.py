@@ -151,6 +151,15 @@ def test_there_is_a_cpu_head_spot_cpus_for_superpixels_and_gpus_for_training() -
     assert [kinds[name]["min_workers"] for name in ("superpixels", "training")] == [0, 0]
 
 
+def test_every_machine_on_aws_has_a_profile_to_pull_the_image_with_which_the_page_makes() -> None:
+    kinds = read(ROOT / "cluster.yaml")["available_node_types"]
+    profiles = {kind: values["node_config"]["IamInstanceProfile"]["Arn"] for kind, values in kinds.items()}
+    names = {kind: arn.rpartition("instance-profile/")[2] for kind, arn in profiles.items()}
+    assert names == {"head": "slidr-head", "superpixels": "slidr-worker", "training": "slidr-worker"}
+    made = re.findall(r"for name in ([\w -]+); do", (ROOT / "docs" / "cluster.md").read_text())
+    assert [text.split() for text in made] == [sorted(set(names.values()))]
+
+
 @pytest.mark.parametrize("path", RAYJOBS, ids=lambda path: path.name)
 def test_a_rayjob_has_only_fields_of_kuberays_schema_and_their_types(path: Path) -> None:
     manifest = read(path)

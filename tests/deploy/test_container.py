@@ -5,10 +5,13 @@ from __future__ import annotations
 import fnmatch
 import importlib.util
 import re
+import shlex
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from slidr.cli import COMMANDS, OTHERS
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
@@ -74,3 +77,10 @@ def test_the_dry_run_joins_lines_and_leaves_comments_out(tool: ModuleType) -> No
         ("RUN", "a &&      b"),
         ("USER", "u"),
     ]
+
+
+def test_what_is_tried_in_the_image_are_commands_and_files_that_there_are(tool: ModuleType) -> None:
+    commands = [shlex.split(trial) for trial in tool.TRIALS]
+    for program, what, *rest in commands:
+        assert (program == "slidr" and what in (*COMMANDS, *OTHERS)) or (program == "python" and (ROOT / what).exists())
+        assert all((ROOT / word).exists() for word in rest if word.endswith(".yaml"))
