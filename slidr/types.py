@@ -8,12 +8,14 @@ target coordinates.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
-import torch
 from jaxtyping import Float32, Float64, Int32, Int64, UInt16
-from torch import Tensor
+
+if TYPE_CHECKING:  # tasks that cut superpixels start a second sooner without torch
+    import torch
+    from torch import Tensor
 
 CAMERA_CHANNELS = (
     "CAM_FRONT",
@@ -115,6 +117,8 @@ class ScanSample:
 class _Movable:
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """The same batch with every tensor on `device`."""
+        from torch import Tensor
+
         moved = {
             name: value.to(device, non_blocking=non_blocking) if isinstance(value, Tensor) else value
             for name, value in vars(self).items()

@@ -110,8 +110,8 @@ def labels_of(config: Config) -> list[Labels]:
 def machines_of(config: Config, options: PlanOptions) -> Machines:
     """The cluster that the options describe, else the connected or named one, else this machine."""
     if options.nodes is not None:
-        nodes = "1 node" if options.nodes == 1 else f"{options.nodes} nodes"
-        name = f"{nodes} of {options.cpus} CPUs and {options.gpus} GPUs"
+        many = "1 node" if options.nodes == 1 else f"{options.nodes} nodes"
+        name = f"{many} of {options.cpus} CPUs and {options.gpus} GPUs"
         return Machines(options.nodes * options.cpus, options.nodes * options.gpus, name)
     address = config.cluster.address or os.environ.get("RAY_ADDRESS")
     if address is None:

@@ -16,7 +16,7 @@ from training_runs import named
 from slidr import stages
 from slidr.cluster.pretrain import pretrain
 from slidr.cluster.superpixels import folder_of as superpixel_folder
-from slidr.config import Config, LossConfig, OptimConfig, StudentConfig, TrackingConfig
+from slidr.config import Config, LossConfig, OptimConfig, StudentConfig, TrackingConfig, TuneConfig
 from slidr.data import storage
 from slidr.data.loading import PairSource
 from slidr.models.files import read_checkpoint
@@ -150,6 +150,33 @@ def test_fine_tuning_starts_from_a_student_in_a_store_and_is_scored_there(prepar
         )
     )
     assert evaluated["evaluation"] == local["evaluation"]
+
+
+def test_a_search_leaves_its_tables_in_a_store_and_in_mlflow(prepared: Config, tmp_path: Path) -> None:
+    from mlflow.artifacts import list_artifacts
+
+    tables = storage.join(prepared.run.folder, "tables")
+    searched = replace(
+        prepared,
+        student=StudentConfig(name="minkunet14", width=0.25, out_channels=17),
+        loss=LossConfig(names=("cross_entropy_lovasz",)),
+        optim=OptimConfig(name="adamw", lr=1e-2, epochs=1, batch_size=2),
+        evaluation=replace(prepared.evaluation, bootstrap=20),
+        run=replace(prepared.run, folder=str(tmp_path), name="search"),
+        tune=TuneConfig(
+            fractions=(1.0,),
+            methods=("random",),
+            trials=1,
+            seeds=1,
+            results=tables,
+        ),
+    )
+    result = stages.run_search(searched)
+    names = {"table.md", "table.json", "trials.parquet", "rates.png", "fractions.png"}
+    assert storage.list_names(tables) == names
+    assert {storage.name_of(path) for path in result["files"]} == names
+    logged = list_artifacts(run_id=result["mlflow_run_id"], tracking_uri=str(prepared.tracking.uri))
+    assert names <= {artifact.path for artifact in logged}
 
 
 def test_a_student_in_a_store_is_exported_beside_itself(prepared: Config, tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,6 +43,12 @@ def setup(tiny_world: Path, tmp_path: Path) -> tuple[DataConfig, SuperpixelConfi
     shutil.copytree(tiny_world / "samples", tmp_path / "root" / "samples")
     data = DataConfig(root=str(tmp_path / "root"), cameras=CAMERA_CHANNELS[:4])
     return data, SuperpixelConfig(folder=str(tmp_path / "maps"), segments=30, sigma=1.0)
+
+
+def test_a_task_that_cuts_superpixels_starts_without_torch() -> None:
+    """Importing it would take each worker's first second."""
+    code = "import sys, slidr.cluster.superpixels; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def run(frames: list[Frame], setup: tuple[DataConfig, SuperpixelConfig]) -> SuperpixelReport:
