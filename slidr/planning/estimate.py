@@ -163,6 +163,9 @@ def course_of(
     cluster = config.cluster
     # An elastic run is planned with the most workers it may have.
     alone, workers = cluster.max_workers == 0, max(1, cluster.max_workers)
+    # A process alone loads in between its steps, or, on a GPU, with its other CPUs beside them.
+    beside = cluster.use_gpu or not alone
+    loaders = cluster.loader_cpus if not alone else max(1, cluster.cpus_per_worker - 1) if beside else 1
     if job == "pretrain":
         sample = ledger.take("sample", pixels=pixels, job=job)
     else:
@@ -176,11 +179,10 @@ def course_of(
             hours = None
             continue
         compute = unit.value * count / workers / 3600
-        # Without workers of its own, training loads in between its steps.
-        load = sample.value * count / (1 if alone else cluster.loader_cpus) / 3600
+        load = sample.value * count / loaders / 3600
         computing, loading = computing + compute, loading + load
         if hours is not None:
-            hours += compute + load if alone else max(compute, load)
+            hours += max(compute, load) if beside else compute + load
     return Course(hours, computing, loading)
 
 

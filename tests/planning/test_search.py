@@ -50,15 +50,16 @@ def plan(config: Config, machines: Machines = ONE_JOB) -> Any:
 
 def seconds_of(job: Job, config: Config, epochs: int) -> float:
     """One training by a loop over its steps and validations."""
+    loading = 0.0 if config.cluster.use_gpu else SAMPLE  # beside a GPU that is slower
     (labels,) = [labels for labels in LABELS if labels.fraction == job.group.fraction]
     keyframes, val = (labels.trial, labels.val) if job.kind == "trial" else (labels.final, 1)
     batch = job.values.get("batch_size", config.optim.batch_size)
     seconds = 0.0
     for _ in range(epochs):
         for _ in range(keyframes // batch):
-            seconds += batch * (TRAIN + SAMPLE)
-        seconds += val * (VALIDATE + SAMPLE)
-    return seconds + (labels.scored * (VALIDATE + SAMPLE) if job.kind == "final" else 0.0)
+            seconds += batch * (TRAIN + loading)
+        seconds += val * (VALIDATE + loading)
+    return seconds + (labels.scored * (VALIDATE + loading) if job.kind == "final" else 0.0)
 
 
 def search(config: Config, pruned: bool) -> float:
@@ -129,6 +130,7 @@ def test_gpus_set_how_many_jobs_run_and_a_cluster_without_is_named() -> None:
     two = plan(config, Machines(cpus=64, gpus=2, name="two GPUs"))
     assert two.limit == "training, 2 jobs at a time"
     assert two.gpu_hours == pytest.approx(two.cpu_hours / 2)
+    assert two.gpu_hours == pytest.approx(search(config, pruned=False) / 3600)
     assert "a job needs 2 CPUs and 1 GPUs, this cluster has 64 and 0" in plan(config, Machines(64, 0, "none")).notes
     unknown = plan_search(LABELS, config, costs_of(CONFIG), ONE_JOB, (100, 30))
     assert unknown.hours is unknown.gpu_hours is None
