@@ -101,7 +101,8 @@ def launched() -> Iterator[Launched]:
     scratch = Path(tempfile.mkdtemp(prefix="slidr-"))  # short: the names of Unix sockets are
     commands = documented()
     gcs, dashboard, agent, client = free_ports(4)
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    kept = ("RAY_worker_niceness",)  # what a busy machine may need
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_") or name in kept}
     environment |= {
         "HOME": str(scratch),  # the token goes there
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
