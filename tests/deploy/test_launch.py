@@ -112,7 +112,7 @@ def launched() -> Iterator[Launched]:
         f"{one(commands, 'ray start')} --block --num-cpus=2 --port={gcs} --dashboard-port={dashboard} "
         f"--dashboard-agent-listen-port={agent} --ray-client-server-port={client} --temp-dir={scratch}/ray"
     )
-    before = [line for line in commands if line.startswith(("ray get-auth-token", "export RAY_AUTH", "export RAY_ENA"))]
+    before = [line for line in commands if line.startswith(("(umask", "export RAY_AUTH", "export RAY_ENA"))]
     log = (scratch / "start.log").open("w")
     process = subprocess.Popen(
         ["bash", "-e", "-c", "\n".join([*before, f"exec {start}"])],
@@ -171,7 +171,7 @@ def _wait_for_agent(made: Launched, port: int, log: Path) -> None:
 
 
 def test_the_page_has_only_commands_that_are_tried_here() -> None:
-    tried = ("make install", "ray get-auth-token", "export RAY_", "ray start", "DATA=", "slidr ", "ray job submit")
+    tried = ("make install", "(umask", "export RAY_", "ray start", "DATA=", "slidr ", "ray job submit")
     assert [line for line in documented() if not line.startswith(tried)] == ["ray stop"]
     assert [re.findall(r"jobs/(\w+)\.py", line) for line in documented() if line.startswith("ray job")] == [
         ["superpixels"], ["pretrain"],
