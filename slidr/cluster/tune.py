@@ -15,7 +15,6 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any, get_args
 
 import pyarrow as pa
@@ -175,10 +174,10 @@ def _claim(config: Config, tags: dict[str, str]) -> None:
     other = any(values[key] != value for key, value in known.items() if key in values)
     # Of a search that got to no checkpoint nothing is worth keeping, but its MLflow runs and journals have its values.
     if config.tune.fresh or (other and not begun):
-        _set_aside(Path(folder.path))
+        _set_aside(folder.path)
         there = False
     if config.tune.fresh:
-        _set_results_aside(Path(_results(config).path))
+        _set_results_aside(_results(config))
     if not there:
         storage.write_bytes_atomic(folder.file("config.yaml"), dump(config).encode())
         storage.write_bytes_atomic(folder.file("search.json"), json.dumps(values, indent=2).encode())
@@ -207,24 +206,23 @@ def _results(config: Config) -> RunFolder:
     return RunFolder(path if storage.is_remote(path) else os.path.abspath(path))
 
 
-def _set_aside(path: Path) -> None:
+def _set_aside(path: str) -> None:
     """Renames the folder of an earlier search, if there is one; nothing is lost."""
-    if path.exists():
-        path.rename(_beside(path))
+    if os.path.exists(path):
+        os.rename(path, _beside(path))
 
 
-def _set_results_aside(path: Path) -> None:
+def _set_results_aside(folder: RunFolder) -> None:
     """Moves an earlier search's results into a folder beside them; others' files stay where they are."""
-    files = [path / name for name in _RESULT_FILES if (path / name).exists()]
-    if files:
-        aside = _beside(path)
-        aside.mkdir()
-        for file in files:
-            file.rename(aside / file.name)
+    aside = RunFolder(_beside(folder.path))
+    for name in _RESULT_FILES:
+        if storage.exists(folder.file(name)):
+            storage.write_bytes_atomic(aside.file(name), storage.read_bytes(folder.file(name)))
+            storage.delete(folder.file(name))
 
 
-def _beside(path: Path) -> Path:
-    return path.with_name(f"{path.name}.before-{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 1000:03d}")
+def _beside(path: str) -> str:
+    return storage.sibling(path, f".before-{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 1000:03d}")
 
 
 def _fixed(config: Config) -> dict[str, Any]:

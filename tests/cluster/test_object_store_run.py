@@ -169,9 +169,14 @@ def test_a_search_leaves_its_tables_in_a_store_and_in_mlflow(prepared: Config, t
             trials=1,
             seeds=1,
             results=tables,
+            fresh=True,
         ),
     )
+    storage.write_bytes_atomic(storage.join(tables, "table.md"), b"an earlier search's")
     result = stages.run_search(searched)
+    beside = storage.list_names(prepared.run.folder)
+    (aside,) = (storage.join(prepared.run.folder, name) for name in beside if name.startswith("tables.before-"))
+    assert storage.read_bytes(storage.join(aside, "table.md")) == b"an earlier search's"
     names = {"table.md", "table.json", "trials.parquet", "rates.png", "fractions.png"}
     assert storage.list_names(tables) == names
     assert {storage.name_of(path) for path in result["files"]} == names
