@@ -87,8 +87,10 @@ class TrialStage(FinetuneStage):
         self.bounds, self.max_loss = dict(job.bounds), max_loss
 
     def enough(self, epoch: int, metrics: dict[str, float]) -> bool:
-        if metrics["val_loss"] > self.max_loss:
-            raise Diverged(f"epoch {epoch}: the validation loss is {metrics['val_loss']:.3g}, above {self.max_loss:g}")
+        # The validation loss would not do: while batch norm's running statistics lag behind a high rate, it rises to
+        # many times chance and comes down again.
+        if metrics["loss"] > self.max_loss:
+            raise Diverged(f"epoch {epoch}: the training loss is {metrics['loss']:.3g}, above {self.max_loss:g}")
         return falls_short(epoch, metrics["val_miou"], self.bounds)
 
     def keep(self, task: SegmentTask, config: Config, folder: RunFolder, outcome: Outcome) -> dict[str, Any]:

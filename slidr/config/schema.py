@@ -237,7 +237,7 @@ class TuneConfig:
     trials: int | None = 12  # of each fraction and method; null with a grid, which has as many as combinations
     round_size: int = 4  # trials proposed together; they learn from the rounds before, never from each other
     pruner: PrunerName = "none"  # asha: ends trials early that do worse than earlier rounds' best did
-    max_loss: float = 100.0  # a trial whose validation loss exceeds it has failed; chance is below 5
+    max_loss: float = 100.0  # a trial whose training loss exceeds it has failed; chance is below 5
     grace_epochs: int = 10  # asha: epochs that every trial gets; its first rung
     reduction: int = 3  # asha: a rung lets the best 1/reduction go on, and lies that much further than the last
     seeds: int = 3  # retrainings of each winner, on final_train_split

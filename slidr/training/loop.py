@@ -102,7 +102,8 @@ def fit(
 
     `log(step, metrics)` is called on rank 0 only, and so is `flush()` before each checkpoint: what is logged up to a
     checkpoint must outlast a kill as the checkpoint does. `enough(epoch, metrics)` is asked on every rank, with the
-    same metrics, whenever an epoch was validated: true ends training there. Raises `Diverged` when a loss is NaN or
+    same metrics (the validation's, and "loss", the last training step's), whenever an epoch was validated: true ends
+    training there. Raises `Diverged` when a loss is NaN or
     infinite, before that step changes any weight.
     """
     run = _Run(task, loader, config, checkpoints, device, flush)
@@ -122,6 +123,7 @@ def fit(
                 log(run.step, {**values, **meter.read(device)})
         if ends_epoch:
             improved = run.validate()
+            run.metrics["loss"] = values["loss"]  # of the epoch's last step, over all workers
             if workers.rank() == 0:
                 log(run.step, {**run.metrics, "epoch": run.step / loader.steps_per_epoch})
             run.save(best=improved)

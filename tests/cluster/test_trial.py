@@ -12,7 +12,7 @@ from tune_cases import one_thread, search_config
 from slidr.cluster import trial
 from slidr.cluster.failures import EndAtOnce, WouldFailAgain
 from slidr.cluster.train import TrainingFailed
-from slidr.cluster.trial import NotTrained, run_job
+from slidr.cluster.trial import NotTrained, TrialStage, run_job
 from slidr.config import Config
 from slidr.training.locks import held
 from slidr.training.loop import Diverged
@@ -92,12 +92,18 @@ def test_a_workers_error_keeps_its_class_on_the_way_to_the_driver() -> None:
     assert not raised.value.outside
 
 
-def test_an_exploding_validation_loss_is_a_failure_with_its_number(config: Config) -> None:
+def test_an_exploding_training_loss_is_a_failure_with_its_number(config: Config) -> None:
     strict = replace(config, tune=replace(config.tune, max_loss=1e-6))
     end = run_job(strict, Job(GROUP, "trial", 6, {"lr": 0.01}))
     assert end.status == "failed"
-    assert "epoch 1: the validation loss is" in str(end.reason)
+    assert "epoch 1: the training loss is" in str(end.reason)
     assert len(end.curve) == 1
+
+
+def test_a_validation_loss_far_above_chance_is_none() -> None:
+    # As seen in a sound trial, whose batch statistics ran behind its rate for three epochs.
+    stage = TrialStage(Job(GROUP, "trial", 0, {"lr": 0.01}), max_loss=100.0)
+    assert not stage.enough(3, {"loss": 2.1, "val_loss": 122.0, "val_miou": 0.1})
 
 
 def test_a_trial_that_ends_within_an_epoch_is_not_compared_at_the_rung_it_passed(config: Config) -> None:
