@@ -18,8 +18,10 @@ from slidr.config import Config, ConfigError, WorldConfig
 from slidr.data import nuscenes, semantic_kitti, storage
 from slidr.data.frames import FrameTable, write_frames
 from slidr.data.synthetic import write_dataroot
-from slidr.models.export import export_openpcdet, export_safetensors, export_slidr, student_state
+from slidr.models.download import shown, student_file
+from slidr.models.export import export_openpcdet, export_safetensors, export_slidr
 from slidr.models.files import read_checkpoint, write_checkpoint
+from slidr.models.weights import student_state
 from slidr.preflight.doctor import preflight
 from slidr.training.runs import folder_of
 from slidr.training.segment import build_segmenter
@@ -126,16 +128,16 @@ def run_search(config: Config) -> dict[str, Any]:
     return result
 
 
-def export_student(checkpoint: str | Path, form: ExportFormat, out: str | Path | None = None) -> Path:
+def export_student(checkpoint: str | Path, form: ExportFormat, out: str | Path | None = None) -> str:
     """Writes the student of any readable checkpoint in another tool's layout; returns the path.
 
-    Without `out` the file stands beside the checkpoint, named by the format. Raises `WeightsError` for a file that
-    cannot be read or holds no student.
+    Without `out` the file stands beside the checkpoint, named by the format; that of a checkpoint from the web in the
+    working folder. Raises `WeightsError` for a file that cannot be read or holds no student.
     """
-    source = Path(checkpoint)
-    contents = read_checkpoint(source)
-    state = student_state(contents, str(source))
-    path = Path(out) if out is not None else source.with_name(source.stem + _EXPORT_ENDINGS[form])
+    source = shown(str(checkpoint))
+    contents = read_checkpoint(student_file(checkpoint))
+    state = student_state(contents, source)
+    path = str(out) if out is not None else _export_path(source, form)
     epoch, config = contents.get("epoch", 0), contents.get("config") or {}
     if form == "openpcdet":
         export_openpcdet(path, state)
@@ -145,6 +147,13 @@ def export_student(checkpoint: str | Path, form: ExportFormat, out: str | Path |
         export_safetensors(path, state, epoch, config)
     console.print(f"export: {len(state)} tensors -> {path}")
     return path
+
+
+def _export_path(source: str, form: ExportFormat) -> str:
+    """A name beside the checkpoint's, or in the working folder where one cannot write beside it."""
+    folder, name = storage.split(source)
+    name = Path(name).stem + _EXPORT_ENDINGS[form]
+    return name if source.startswith(("http://", "https://")) or not folder else storage.join(folder, name)
 
 
 def make_world(out: str | Path, world: WorldConfig, workers: int = 1) -> Path:
