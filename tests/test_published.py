@@ -69,8 +69,7 @@ def test_a_pretraining_has_the_published_numbers(name: str) -> None:
     assert (config.student.out_channels, config.student.width) == (64, 1.0)
     if config.student.name == "minkunet34c":  # VoxelNet's norms have OpenPCDet's momentum
         assert config.student.bn_momentum == 0.05
-        assert config.data.voxel.size == size
-    assert config.data.voxel.cylindrical == cylindrical
+    assert (config.data.voxel.size, config.data.voxel.cylindrical) == (size, cylindrical)
     data = config.data
     assert (data.train_split, data.val_split, data.train_fraction) == ("parametrize", "verify", 1.0)
     assert (data.image_size, data.min_depth, len(data.cameras)) == ((224, 416), 1.0, 6)
