@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import unquote, urlsplit
 
+from slidr.data import storage
 from slidr.models import efficientnet
 from slidr.models.files import WeightsError, replacing
 
@@ -111,7 +112,9 @@ def student_file(weights: str | Path, cache: str | Path | None = None) -> str:
     URLs are downloaded once into `cache`, as `resolve` does it. Raises `WeightsError` where that fails.
     """
     name = os.fspath(weights)
-    return str(resolve(name, cache=cache)) if name.startswith(("http://", "https://")) else name
+    if name.startswith(("http://", "https://")):
+        return str(resolve(name, cache=cache))
+    return name if storage.is_remote(name) else storage.join(name)  # file:// is a path
 
 
 def shown(url: str) -> str:

@@ -164,12 +164,14 @@ def test_a_student_at_a_url_is_downloaded_once_loaded_and_exported(
 ) -> None:
     monkeypatch.setenv("SLIDR_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
-    source, module = student(seed=1), student(seed=2)
+    source = student(seed=1)
     torch.save({"model_points": source.state_dict()}, tmp_path / "here.pt")
     Files.contents["/s.pt"] = (tmp_path / "here.pt").read_bytes()
     url = f"{server}/s.pt?token=hush"
-    load_student(module, url)
-    assert same(module, source.state_dict())
+    for where in (url, (tmp_path / "here.pt").as_uri()):
+        module = student(seed=2)
+        load_student(module, where)
+        assert same(module, source.state_dict())
     assert weights_digest(url) == hashlib.sha256(Files.contents["/s.pt"]).hexdigest()
     assert main(["export", url, "--format", "slidr"]) == 0  # beside it one cannot write
     exported = read_checkpoint(tmp_path / "s-slidr.pt")["model_points"]
