@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from slidr.cluster.evaluate import evaluate
+from slidr.cluster.evaluate import evaluate, evaluation_config
 from slidr.cluster.finetune import finetune
 from slidr.cluster.pretrain import pretrain
 from slidr.cluster.superpixels import SuperpixelReport, compute_superpixels
@@ -105,6 +105,7 @@ def run_finetuning(config: Config) -> dict[str, Any]:
 
 def run_evaluation(config: Config) -> dict[str, Any]:
     """Scores a checkpoint and shows the page; see `slidr.cluster.evaluate`."""
+    preflight(evaluation_config(config), "evaluate", console)
     result = evaluate(config)
     if "evaluation" in result:
         page = next(path for path in result["files"] if path.endswith(".md"))

@@ -19,7 +19,7 @@ from slidr.cluster.train import train
 from slidr.config import Config, ConfigError, fingerprint
 from slidr.data import storage
 from slidr.data.frames import FrameTable
-from slidr.data.loading import LocalLoader, ScanSource, subset_frames
+from slidr.data.loading import LocalLoader, ScanSource, require_labels, subset_frames
 from slidr.data.submission import Submission
 from slidr.models.weights import load_student, voxel_expectation, weights_digest
 from slidr.report.scores import bar_chart, markdown, scores_of
@@ -35,10 +35,11 @@ def evaluate(config: Config, progress: bool = False) -> dict[str, Any]:
     The run's folder is named by what was evaluated, and how: the same evaluation asked for again returns its scores,
     unless a file of its submission is gone: then everything is predicted again. A split without labels (test) has no
     scores, only a submission. Raises `ConfigError` where the config names no segmentation or no checkpoint,
-    `WeightsError` where the checkpoint does not fit it.
+    `WeightsError` where the checkpoint does not fit it, `DataError` where a frame to score has no labels.
     """
-    require_segmentation(config)
     checked = evaluation_config(config)
+    if is_scored(config):
+        require_labels(checked)
     _check_checkpoint(checked)
     _require_whole_submission(checked)
     return train(checked, EvaluateStage(), progress)
@@ -46,10 +47,11 @@ def evaluate(config: Config, progress: bool = False) -> dict[str, Any]:
 
 def evaluation_config(config: Config) -> Config:
     """The config of the run that an evaluation is: one split, whole, and no training step."""
+    require_segmentation(config)
     wanted = config.evaluation
     if wanted.checkpoint is None:
         raise ConfigError("evaluation.checkpoint: nothing to evaluate; pass --checkpoint PATH")
-    if not _labelled(config) and wanted.submission is None:
+    if not is_scored(config) and wanted.submission is None:
         raise ConfigError(
             "evaluation.split: test has no public labels to score; set evaluation.submission to a folder for its "
             "predictions"
@@ -89,13 +91,18 @@ def evaluation_config(config: Config) -> Config:
     return replace(evaluated, run=replace(evaluated.run, name=name))
 
 
+def is_scored(config: Config) -> bool:
+    """Whether `evaluation.split` has labels: both benchmarks keep those of their test splits to themselves."""
+    return config.evaluation.split != "test"
+
+
 class EvaluateStage:
     """A trained student's scores and predictions on one split."""
 
     name = "evaluate"
 
     def source(self, config: Config) -> ScanSource:
-        return ScanSource(config, votes=config.evaluation.votes, labelled=_labelled(config))
+        return ScanSource(config, votes=config.evaluation.votes, labelled=is_scored(config))
 
     def begin(self, config: Config, folder: RunFolder) -> None:
         """Nothing."""
@@ -165,7 +172,7 @@ class EvaluateTask(SegmentTask):
     @cached_property
     def scores(self) -> dict[str, Any]:
         """All scores of the counts; none for a split without labels."""
-        if not _labelled(self.config):
+        if not is_scored(self.config):
             return {}
         assert self.counts is not None, "validate first"
         bands = dict(zip(BAND_NAMES, self.counts.bands.numpy(), strict=True))
@@ -182,11 +189,6 @@ class EvaluateTask(SegmentTask):
 def _absolute(path: str) -> str:
     """Workers have another working directory."""
     return path if storage.is_remote(path) else os.path.abspath(path)
-
-
-def _labelled(config: Config) -> bool:
-    """Both benchmarks keep the labels of their test splits to themselves."""
-    return config.evaluation.split != "test"
 
 
 def _check_checkpoint(config: Config) -> None:

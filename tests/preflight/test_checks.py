@@ -10,14 +10,19 @@ from collections import namedtuple
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
+import torch
 
 from slidr import cli
+from slidr.cluster.evaluate import evaluation_config
+from slidr.cluster.finetune import finetune
 from slidr.cluster.session import Node
 from slidr.cluster.superpixels import folder_of
-from slidr.config import ClusterConfig, Config, dump
-from slidr.data.frames import FrameTable
+from slidr.config import ClusterConfig, Config, EvaluationConfig, LossConfig, dump
+from slidr.data.frames import FrameTable, write_frames
+from slidr.data.storage import DataError
 from slidr.preflight import checks, doctor
 from slidr.preflight.doctor import PreflightError, preflight
 from slidr.stages import console
@@ -136,6 +141,73 @@ def test_damage_in_the_data_root_is_named(spoilable: Config, damage: str) -> Non
     assert found.status == "error"
     assert str(hurt) in found.what
     assert checks.listing(spoilable).status == ("error" if damage == "missing" else "ok")
+
+
+def finetuning(config: Config) -> Config:
+    """A config that learns from the labels of the same frames."""
+    return replace(
+        config,
+        student=replace(config.student, out_channels=17),
+        loss=LossConfig(names=("cross_entropy_lovasz",)),
+        evaluation=EvaluationConfig(checkpoint=str(Path(config.data.root) / "student.pt")),
+    )
+
+
+def test_fine_tuning_looks_for_labels_and_needs_no_image(spoilable: Config) -> None:
+    config = finetuning(spoilable)
+    shutil.rmtree(folder_of(config.superpixels))
+    for image in Path(config.data.root).rglob("*.jpg"):
+        image.unlink()
+    for stage in (None, "finetune", "tune"):
+        assert {f.name: f.what for f in checks.cheap(config, stage) if f.status != "ok"} == {}
+    assert {f.name: f.what for f in checks.thorough(config) if f.status != "ok"} == {}
+    assert by_name(checks.cheap(config, "superpixels"))["data root"].status == "error"  # that job cuts images
+    table = FrameTable.open(config.data.frames)
+    frame = table.select("parametrize")[0]
+    labels = Path(config.data.root, str(frame.label_path))
+    points = labels.stat().st_size
+    labels.write_bytes(b"\x18" * (points - 1))
+    found = by_name(checks.cheap(config, "finetune"))["data root"]
+    assert found.status == "error"
+    assert f"{labels}: holds {points - 1} labels for a sweep of {points} points" in found.what
+    labels.unlink()
+    assert str(labels) in by_name(checks.cheap(config, "finetune"))["data root"].what
+    assert by_name(checks.thorough(config))["files"].status == "error"
+
+
+def test_a_frame_without_labels_stops_fine_tuning_before_it_starts(spoilable: Config) -> None:
+    config = finetuning(spoilable)
+    frames = list(FrameTable.open(config.data.frames))
+    blind = [replace(f, label_path=None) if {"verify", "test"} & set(f.splits) else f for f in frames]
+    write_frames(blind, config.data.frames)
+    first = next(frame for frame in blind if frame.label_path is None)
+    finding = by_name(checks.cheap(config, "finetune"))["labels"]
+    assert finding.status == "error"
+    for what in (first.lidar_path, first.token, "2 of 2 frames of verify"):
+        assert what in finding.what
+    with pytest.raises(DataError, match=r"2 of 2 frames of verify"):
+        finetune(config, progress=False)
+    assert not Path(config.run.folder).exists()
+
+
+def test_an_evaluation_looks_for_the_labels_of_its_split_where_it_has_some(spoilable: Config) -> None:
+    config = finetuning(spoilable)
+    torch.save({"model_points": {}}, str(config.evaluation.checkpoint))
+    frames = list(FrameTable.open(config.data.frames))
+    blind = [replace(f, label_path=None, splits=("test",)) if "val" in f.splits else f for f in frames]
+    write_frames([*blind, *(f for f in frames if "val" in f.splits)], config.data.frames)
+    val = [frame for frame in frames if "val" in frame.splits]
+    Path(config.data.root, str(val[0].label_path)).unlink()
+
+    def findings(split: Literal["val", "verify", "test"]) -> dict[str, checks.Finding]:
+        wanted = replace(config.evaluation, split=split, submission="predictions")
+        return by_name(checks.cheap(evaluation_config(replace(config, evaluation=wanted)), "evaluate"))
+
+    assert findings("verify")["data root"].status == "ok"
+    assert findings("val")["data root"].status == "error"
+    assert findings("test")["data root"].status == "ok"
+    assert "labels" not in findings("test")
+    assert "disk: run.folder" not in findings("val")
 
 
 def test_superpixels_that_are_missing_stop_training_and_are_a_warning_before(spoilable: Config) -> None:
