@@ -144,13 +144,29 @@ def cross_entropy_lovasz(
     ignore_index: int = 0,
     class_weights: Float[Tensor, " K"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Cross-entropy (weighted by class if asked) + Lovasz-softmax, over rows not labelled `ignore_index`."""
+    """Cross-entropy (weighted by class if asked) + Lovasz-softmax, over rows not labelled `ignore_index`.
+
+    The weighted cross-entropy is the sum over rows of weight times loss, over the sum of weights; 0, with a gradient
+    of 0, where every label that there is weighs nothing. Lovasz counts those classes all the same.
+    """
     kept = torch.nonzero(labels != ignore_index).squeeze(1)
     if len(kept) == 0:
         return logits[:0].sum()
     logits, labels = _at_least_float32(logits.index_select(0, kept)), labels[kept]
-    cross_entropy = F.cross_entropy(logits, labels, weight=class_weights)
-    return cross_entropy + lovasz_softmax(logits.softmax(1), labels)
+    return _cross_entropy(logits, labels, class_weights) + lovasz_softmax(logits.softmax(1), labels)
+
+
+def _cross_entropy(
+    logits: Float[Tensor, "V K"], labels: Int64[Tensor, " V"], class_weights: Float[Tensor, " K"] | None
+) -> Float[Tensor, ""]:
+    if class_weights is None:
+        return F.cross_entropy(logits, labels)
+    class_weights = class_weights.to(logits.dtype)
+    total = class_weights[labels].sum()
+    # torch's own mean divides 0 by 0 where no label weighs anything.
+    return F.cross_entropy(logits, labels, class_weights, reduction="sum") / total.where(
+        total > 0, torch.ones_like(total)
+    )
 
 
 def lovasz_softmax(probabilities: Float[Tensor, "V K"], labels: Int64[Tensor, " V"]) -> Float[Tensor, ""]:

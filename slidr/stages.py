@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from slidr.cluster.evaluate import evaluate
+from slidr.cluster.evaluate import evaluate, evaluation_config
 from slidr.cluster.finetune import finetune
 from slidr.cluster.pretrain import pretrain
 from slidr.cluster.superpixels import SuperpixelReport, compute_superpixels
@@ -20,8 +20,10 @@ from slidr.config import Config, ConfigError, WorldConfig
 from slidr.data import nuscenes, semantic_kitti, storage
 from slidr.data.frames import FrameTable, write_frames
 from slidr.data.synthetic import write_dataroot
-from slidr.models.export import export_openpcdet, export_safetensors, export_slidr, student_state
+from slidr.models.download import shown, student_file
+from slidr.models.export import export_openpcdet, export_safetensors, export_slidr
 from slidr.models.files import read_checkpoint, write_checkpoint
+from slidr.models.weights import student_state
 from slidr.preflight.doctor import preflight
 from slidr.training.runs import folder_of
 from slidr.training.segment import build_segmenter
@@ -105,6 +107,7 @@ def run_finetuning(config: Config) -> dict[str, Any]:
 
 def run_evaluation(config: Config) -> dict[str, Any]:
     """Scores a checkpoint and shows the page; see `slidr.cluster.evaluate`."""
+    preflight(evaluation_config(config), "evaluate", console)
     result = evaluate(config)
     if "evaluation" in result:
         page = next(path for path in result["files"] if storage.name_of(path).endswith(".md"))
@@ -131,13 +134,14 @@ def run_search(config: Config) -> dict[str, Any]:
 def export_student(checkpoint: str | Path, form: ExportFormat, out: str | Path | None = None) -> str:
     """Writes the student of any readable checkpoint in another tool's layout; returns the path.
 
-    Without `out` the file stands beside the checkpoint, named by the format. Both may be in an object store. Raises
-    `WeightsError` for a file that cannot be read or holds no student.
+    Without `out` the file stands beside the checkpoint, named by the format; that of a checkpoint from the web in the
+    working folder. Both may be in an object store. Raises `WeightsError` for a file that cannot be read or holds no
+    student.
     """
-    source = os.fspath(checkpoint)
-    contents = read_checkpoint(source)
+    source = shown(os.fspath(checkpoint))
+    contents = read_checkpoint(student_file(checkpoint))
     state = student_state(contents, source)
-    path = os.fspath(out) if out is not None else _beside(source, _EXPORT_ENDINGS[form])
+    path = os.fspath(out) if out is not None else _export_path(source, _EXPORT_ENDINGS[form])
     epoch, config = contents.get("epoch", 0), contents.get("config") or {}
     with tempfile.TemporaryDirectory() as scratch:
         # The formats' writers write files of this machine.
@@ -182,9 +186,11 @@ _EXPORT_ENDINGS: dict[ExportFormat, str] = {
 }
 
 
-def _beside(path: str, ending: str) -> str:
-    """The path with another ending in the place of its own."""
-    base, mark, query = path.partition("?") if storage.is_remote(path) else (path, "", "")
+def _export_path(source: str, ending: str) -> str:
+    """A name beside the checkpoint's, or in the working folder for one from the web, where none can be written."""
+    if source.startswith(("http://", "https://")):
+        source = storage.name_of(source)
+    base, mark, query = source.partition("?") if storage.is_remote(source) else (source, "", "")
     return os.path.splitext(base)[0] + ending + mark + query
 
 

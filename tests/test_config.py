@@ -111,6 +111,13 @@ def test_any_valid_value_survives_yaml(lr: float, size: tuple[int, int], name: s
         ({"cluster": {"num_workers": [0, 1]}}, ["cluster.num_workers", "1 <= min <= max"]),
         ({"cluster": {"num_workers": [1, 2, 4]}}, ["cluster.num_workers"]),
         ({"cluster": {"num_workers": -1}}, ["cluster.num_workers"]),
+        ({"data": {"train_fraction": 0.7}}, ["data.train_fraction", "0.7", "k = 1", "k = 2"]),
+        ({"tune": {"fractions": [0.01, 0.4]}}, ["tune.fractions", "0.4", "k = 2", "k = 3"]),
+        ({"student": {"freeze": True}}, ["student.freeze", "fine-tuning", "pretraining does not read it"]),
+        ({"optim": {"head_lr": 2.0}}, ["optim.head_lr", "pretraining does not read it"]),
+        ({"loss": {"class_weights": [1.0] * 64}}, ["loss.class_weights", "pretraining does not read it"]),
+        ({"optim": {"max_steps": 0}}, ["optim.max_steps", "0", "at least 1"]),
+        ({"optim": {"max_steps": -3}, "evaluation": {"checkpoint": "student.pt"}}, ["optim.max_steps", "-3"]),
     ],
 )
 def test_wrong_configs_are_refused_by_the_key_that_is_wrong(raw: dict[str, Any], words: list[str]) -> None:

@@ -34,7 +34,15 @@ def lightning(state: Contents) -> Contents:
     return {"state_dict": {f"model_points.{name}": value for name, value in state.items()}}
 
 
-@pytest.mark.parametrize("layout", [own, slidr_layout, lightning])
+def depthcontrast(state: Contents) -> Contents:
+    """Several networks of one kind; the one that learned from voxels is trunk 2."""
+    trunks = {f"module.trunk.{i}.{name}": torch.zeros_like(value) for i in (0, 3) for name, value in state.items()}
+    trunks |= {f"module.trunk.2.{name}": value for name, value in state.items()}
+    trunks["module.trunk.2.head.clf.0.weight"] = torch.zeros(2, 2)
+    return {"epoch": 2, "model": trunks, "train_criterion": {"params": torch.ones(1)}}
+
+
+@pytest.mark.parametrize("layout", [own, slidr_layout, lightning, depthcontrast])
 @pytest.mark.parametrize(("form", "ending"), [("slidr", "-slidr.pt"), ("safetensors", ".safetensors")])
 def test_an_exported_student_loads_strictly_with_the_same_values(
     layout: Any, form: str, ending: str, tmp_path: Path
@@ -66,6 +74,17 @@ def test_a_file_without_a_student_is_refused_by_name(tmp_path: Path, capsys: pyt
     assert main(["export", str(tmp_path / "resnet.pt"), "--format", "slidr"]) == 1
     assert "resnet.pt: no student in it" in capsys.readouterr().err
     assert [file.name for file in tmp_path.iterdir()] == ["resnet.pt"]
+
+
+def test_a_file_of_several_students_is_refused_by_their_prefixes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = minkunet().state_dict()
+    both = {f"{prefix}.{name}": value for prefix in ("teacher", "student") for name, value in state.items()}
+    torch.save({"state_dict": both}, tmp_path / "two.pt")
+    assert main(["export", str(tmp_path / "two.pt"), "--format", "slidr"]) == 1
+    assert "two.pt: holds 2 students, under the prefixes 'student.', 'teacher.'" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["two.pt"]
 
 
 def test_export_says_how_it_is_called(capsys: pytest.CaptureFixture[str]) -> None:

@@ -312,6 +312,17 @@ def test_class_weights_weigh_the_cross_entropy_only() -> None:
     torch.testing.assert_close(cross_entropy_lovasz(logits, labels, class_weights=weights), expected)
 
 
+def test_labels_that_weigh_nothing_leave_the_lovasz_loss_alone() -> None:
+    logits = torch.randn(6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
+    labels = torch.tensor([1, 2, 1, 0, 2, 1])
+    loss = cross_entropy_lovasz(logits, labels, class_weights=torch.tensor([1.0, 0.0, 0.0, 1.0]))
+    lovasz = lovasz_softmax(logits[labels > 0].softmax(1), labels[labels > 0])
+    (gradient,) = torch.autograd.grad(loss, logits, retain_graph=True)
+    torch.testing.assert_close(loss, lovasz)
+    torch.testing.assert_close(gradient, torch.autograd.grad(lovasz, logits)[0])
+    assert gradient.isfinite().all()
+
+
 @pytest.mark.parametrize("count", [0, 6])
 def test_without_a_label_the_segmentation_loss_is_a_connected_zero(count: int) -> None:
     logits = torch.randn(count, 4, requires_grad=True)

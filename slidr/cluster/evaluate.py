@@ -19,12 +19,12 @@ from slidr.cluster.train import train
 from slidr.config import Config, ConfigError, fingerprint
 from slidr.data import storage
 from slidr.data.frames import FrameTable
-from slidr.data.loading import LocalLoader, ScanSource, subset_frames
+from slidr.data.loading import LocalLoader, ScanSource, require_labels, subset_frames
 from slidr.data.submission import Submission
-from slidr.models.weights import load_student, voxel_expectation
+from slidr.models.weights import load_student, voxel_expectation, weights_digest
 from slidr.report.scores import bar_chart, markdown, scores_of
 from slidr.training.loop import Outcome
-from slidr.training.runs import RunFolder, identity
+from slidr.training.runs import RunFolder, folder_of, identity
 from slidr.training.segment import BAND_NAMES, ScanCounts, SegmentTask, count_scans, require_segmentation
 from slidr.types import ScanBatch
 
@@ -32,22 +32,26 @@ from slidr.types import ScanBatch
 def evaluate(config: Config, progress: bool = False) -> dict[str, Any]:
     """Scores `evaluation.checkpoint` on `evaluation.split`; returns the run's result, scores under "evaluation".
 
-    The run's folder is named by what was evaluated, and how: the same evaluation asked for again returns its scores.
-    A split without labels (test) has no scores, only a submission. Raises `ConfigError` where the config names no
-    segmentation or no checkpoint, `WeightsError` where the checkpoint does not fit it.
+    The run's folder is named by what was evaluated, and how: the same evaluation asked for again returns its scores,
+    unless a file of its submission is gone: then everything is predicted again. A split without labels (test) has no
+    scores, only a submission. Raises `ConfigError` where the config names no segmentation or no checkpoint,
+    `WeightsError` where the checkpoint does not fit it, `DataError` where a frame to score has no labels.
     """
-    require_segmentation(config)
     checked = evaluation_config(config)
+    if is_scored(config):
+        require_labels(checked)
     _check_checkpoint(checked)
+    _require_whole_submission(checked)
     return train(checked, EvaluateStage(), progress)
 
 
 def evaluation_config(config: Config) -> Config:
     """The config of the run that an evaluation is: one split, whole, and no training step."""
+    require_segmentation(config)
     wanted = config.evaluation
     if wanted.checkpoint is None:
         raise ConfigError("evaluation.checkpoint: nothing to evaluate; pass --checkpoint PATH")
-    if not _labelled(config) and wanted.submission is None:
+    if not is_scored(config) and wanted.submission is None:
         raise ConfigError(
             "evaluation.split: test has no public labels to score; set evaluation.submission to a folder for its "
             "predictions"
@@ -55,7 +59,9 @@ def evaluation_config(config: Config) -> Config:
     path = _absolute(wanted.checkpoint)
     submission = None if wanted.submission is None else _absolute(wanted.submission)
     table = FrameTable.open(config.data.frames)
-    workers = min(config.cluster.min_workers, len(table.select(wanted.split)))
+    # A sweep's votes stay together, and as many sweeps as fit into the config's validation batch share a pass.
+    sweeps = max(1, config.data.val_batch_size // wanted.votes)
+    workers = min(config.cluster.min_workers, -(-len(table.select(wanted.split)) // sweeps))
     evaluated = replace(
         config,
         data=replace(
@@ -64,18 +70,30 @@ def evaluation_config(config: Config) -> Config:
             val_split=wanted.split,
             train_fraction=1.0,
             max_val_frames=None,
-            val_batch_size=wanted.votes,  # a sweep's votes stay together
+            val_batch_size=wanted.votes * sweeps,
         ),
         student=replace(config.student, weights=None, freeze=False),
-        optim=replace(config.optim, max_steps=0, accumulate=1, batch_size=wanted.votes * max(1, workers)),
+        # No step is taken; the smallest batch that every worker has a part in fits into any split.
+        optim=replace(config.optim, max_steps=0, accumulate=1, batch_size=max(1, workers)),
         evaluation=replace(wanted, checkpoint=path, submission=submission),
         cluster=replace(config.cluster, num_workers=workers),
         run=replace(config.run, resume=True),
     )
-    what = [identity(evaluated), fingerprint(evaluated.evaluation), table.fingerprint, _absolute(config.data.root)]
-    digest = hashlib.sha256(storage.read_bytes(path) + "\n".join(what).encode()).hexdigest()[:8]
+    what = [
+        weights_digest(path),
+        identity(evaluated),
+        fingerprint(evaluated.evaluation),
+        table.fingerprint,
+        _absolute(config.data.root),
+    ]
+    digest = hashlib.sha256("\n".join(what).encode()).hexdigest()[:8]
     name = f"{config.run.name}-evaluate-{wanted.split}-{digest}"
     return replace(evaluated, run=replace(evaluated.run, name=name))
+
+
+def is_scored(config: Config) -> bool:
+    """Whether `evaluation.split` has labels: both benchmarks keep those of their test splits to themselves."""
+    return config.evaluation.split != "test"
 
 
 class EvaluateStage:
@@ -84,7 +102,10 @@ class EvaluateStage:
     name = "evaluate"
 
     def source(self, config: Config) -> ScanSource:
-        return ScanSource(config, votes=config.evaluation.votes, labelled=_labelled(config))
+        return ScanSource(config, votes=config.evaluation.votes, labelled=is_scored(config))
+
+    def begin(self, config: Config, folder: RunFolder) -> None:
+        """Nothing."""
 
     def task(self, config: Config) -> EvaluateTask:
         return EvaluateTask(config)
@@ -151,7 +172,7 @@ class EvaluateTask(SegmentTask):
     @cached_property
     def scores(self) -> dict[str, Any]:
         """All scores of the counts; none for a split without labels."""
-        if not _labelled(self.config):
+        if not is_scored(self.config):
             return {}
         assert self.counts is not None, "validate first"
         bands = dict(zip(BAND_NAMES, self.counts.bands.numpy(), strict=True))
@@ -170,11 +191,17 @@ def _absolute(path: str) -> str:
     return path if storage.is_remote(path) else os.path.abspath(path)
 
 
-def _labelled(config: Config) -> bool:
-    """Both benchmarks keep the labels of their test splits to themselves."""
-    return config.evaluation.split != "test"
-
-
 def _check_checkpoint(config: Config) -> None:
     """Raises `WeightsError` before any worker is started."""
     EvaluateTask(config)
+
+
+def _require_whole_submission(config: Config) -> None:
+    """Makes a finished evaluation an unfinished one where predictions that it should have left are not there."""
+    folder = folder_of(config)
+    wanted = config.evaluation
+    if wanted.submission is None or folder.result() is None:
+        return
+    submission = Submission(config.data.dataset, wanted.submission, wanted.split)
+    if submission.missing(subset_frames(config, "val")):
+        storage.delete(folder.file("result.json"))

@@ -10,7 +10,7 @@ from slidr.cluster.loading import RayLoader
 from slidr.cluster.train import train
 from slidr.config import Config, public_dict
 from slidr.data import storage
-from slidr.data.loading import LocalLoader, ScanSource, subset_frames
+from slidr.data.loading import LocalLoader, ScanSource, require_labels, subset_frames
 from slidr.data.splits import published_fraction
 from slidr.models.export import export_slidr
 from slidr.training.checkpoint import write_weights
@@ -20,8 +20,12 @@ from slidr.training.segment import SegmentTask, require_segmentation
 
 
 def finetune(config: Config, progress: bool = True) -> dict[str, Any]:
-    """Fine-tunes a student as configured; returns its final scores. See `slidr.cluster.train.train`."""
+    """Fine-tunes a student as configured; returns its final scores. See `slidr.cluster.train.train`.
+
+    Raises `DataError` where a frame to train or validate on has no labels.
+    """
     require_segmentation(config)
+    require_labels(config)
     return train(config, FinetuneStage(), progress)
 
 
@@ -32,6 +36,11 @@ class FinetuneStage:
 
     def source(self, config: Config) -> ScanSource:
         return ScanSource(config)
+
+    def begin(self, config: Config, folder: RunFolder) -> None:
+        """Writes what is labelled."""
+        names, _ = labelled_part(config)
+        storage.write_bytes_atomic(folder.file("labelled.txt"), ("\n".join(names) + "\n").encode())
 
     def task(self, config: Config) -> SegmentTask:
         return SegmentTask(config)
@@ -46,7 +55,7 @@ class FinetuneStage:
         return False
 
     def keep(self, task: SegmentTask, config: Config, folder: RunFolder, outcome: Outcome) -> dict[str, Any]:
-        """Writes the last and the best student in SLidR's published layout, and what was labelled."""
+        """Writes the last and the best student in SLidR's published layout."""
         kept = keep_last(task, config, folder, outcome)
         best = folder.checkpoints.best()
         if best is not None:
@@ -57,11 +66,16 @@ class FinetuneStage:
 
 
 def keep_last(task: SegmentTask, config: Config, folder: RunFolder, outcome: Outcome) -> dict[str, Any]:
-    """Writes the last student in SLidR's published layout, and what was labelled; returns entries of `result.json`."""
+    """Writes the last student in SLidR's published layout; returns entries of `result.json`."""
     path = folder.file("student.pt")
     write_weights(path, export_slidr(task.state()["student"], None, outcome.epoch, public_dict(config)))
-    weights = str(task.report) if task.report else "random"
-    return {"student": path, "weights": weights, **_write_labelled(config, folder)}
+    names, published = labelled_part(config)
+    return {
+        "student": path,
+        "weights": str(task.report) if task.report else "random",
+        "labelled": len(names),
+        "labelled_as_published": published,
+    }
 
 
 def labelled_part(config: Config) -> tuple[list[str], bool]:
@@ -69,12 +83,7 @@ def labelled_part(config: Config) -> tuple[list[str], bool]:
     frames, data = subset_frames(config, "train"), config.data
     names = sorted(frames.tokens) if data.dataset == "semantic_kitti" else frames.scenes
     try:
-        return names, data.train_split == "train" and names == published_fraction(data.dataset, data.train_fraction)
+        published = published_fraction(data.dataset, data.train_fraction)
     except ValueError:  # no list is published for this fraction
         return names, False
-
-
-def _write_labelled(config: Config, folder: RunFolder) -> dict[str, Any]:
-    names, published = labelled_part(config)
-    storage.write_bytes_atomic(folder.file("labelled.txt"), ("\n".join(names) + "\n").encode())
-    return {"labelled": len(names), "labelled_as_published": published}
+    return names, data.train_split == "train" and names == published

@@ -33,6 +33,9 @@ class PretrainStage:
     def source(self, config: Config) -> PairSource:
         return PairSource(config, superpixel_folder(config.superpixels))
 
+    def begin(self, config: Config, folder: RunFolder) -> None:
+        """Nothing."""
+
     def task(self, config: Config) -> DistillTask:
         return DistillTask(config)
 

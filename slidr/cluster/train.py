@@ -43,6 +43,9 @@ class Stage(Protocol):
     def source(self, config: Config) -> Source:
         """The run's data."""
 
+    def begin(self, config: Config, folder: RunFolder) -> None:
+        """Writes what is known before the first step. Called once the run is claimed, before any worker starts."""
+
     def task(self, config: Config) -> Task:
         """What is trained."""
 
@@ -114,6 +117,8 @@ def _claim(config: Config, stage: Stage) -> tuple[RunFolder, int]:
         check_room(config.cluster)
     folder = claim(config)
     require_same_data(config, folder)
+    if folder.result() is None:
+        stage.begin(config, folder)
     return folder, total_steps(config.optim, plan.steps_per_epoch)
 
 

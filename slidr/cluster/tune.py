@@ -27,6 +27,7 @@ from slidr.data import storage
 from slidr.data.frames import FrameTable
 from slidr.data.labels import CLASSES
 from slidr.data.loading import ScanSource, train_plan
+from slidr.models.weights import weights_digest
 from slidr.report.tuning import confusion_chart, course_chart, fractions_chart, rates_chart
 from slidr.tracking import read_journal, tracking_uri
 from slidr.tracking_models import register_student
@@ -159,8 +160,8 @@ def _check(config: Config) -> dict[str, str]:
                 train_plan(ScanSource(job_config(config, Job(group, kind, 0, {"batch_size": size}))))
     for group in groups_of(replace(config, tune=replace(tune, fractions=tune.fractions[:1]))):
         build_segmenter(job_config(config, Job(group, "trial", 0, {})))
-    if config.student.weights is not None and os.path.exists(config.student.weights):
-        tags["parent_sha256"] = hashlib.sha256(storage.read_bytes(config.student.weights)).hexdigest()
+    if config.student.weights is not None and "pretrained" in tune.methods:
+        tags["parent_sha256"] = weights_digest(config.student.weights)
     return tags
 
 

@@ -5,7 +5,7 @@ checkpoint; it refuses unknown keys, wrong types and combinations that cannot wo
 """
 
 from slidr.config.codec import decode, dump, fingerprint, load, parse, public_dict, to_dict
-from slidr.config.rules import check
+from slidr.config.rules import check, step_of
 from slidr.config.schema import (
     MINKUNET_STRIDE,
     AugmentConfig,
@@ -81,5 +81,6 @@ __all__ = [
     "load",
     "parse",
     "public_dict",
+    "step_of",
     "to_dict",
 ]

@@ -29,7 +29,26 @@ from slidr.types import CAMERA_CHANNELS
 
 Require = Callable[[bool, str, str], None]  # what must hold, the key, what to say where it does not
 
+_ROUNDED = 0.05  # how far a label fraction may be off the 1/k that it stands for, as a share
 _MANY_WORKERS = 4096  # beyond it no batch divides anyway
+
+
+def step_of(fraction: float) -> int:
+    """A fraction takes every k-th item, and is 1/k for a whole k: 0.01 is every 100th.
+
+    Rounded figures pass (0.33, 0.17): what is within 5 % of a 1/k is taken for it. Raises `ValueError` for the
+    others, with the nearest possible ones, and outside (0, 1].
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"got {fraction}, expected 0 < fraction <= 1 (0.01 is every 100th)")
+    step = round(1 / fraction)
+    if abs(fraction * step - 1) > _ROUNDED:
+        below = math.floor(1 / fraction)
+        raise ValueError(
+            f"got {fraction:g}, but a fraction takes every k-th item; the nearest are {1 / (below + 1):.3g} "
+            f"(k = {below + 1}) and {1 / below:.3g} (k = {below})"
+        )
+    return step
 
 
 def check(config: Config, source: str = "config") -> None:
@@ -44,7 +63,8 @@ def check(config: Config, source: str = "config") -> None:
     _superpixels(config.superpixels, require)
     _student(config, require)
     _loss(config.loss, config.student.out_channels, require)
-    _optim(config.optim, config.cluster, require)
+    _pretraining(config, require)
+    _optim(config.optim, config.cluster, config.evaluation.checkpoint is not None, require)
     _evaluation(config, require)
     _run(config, require)
     _cluster(config.cluster, require)
@@ -60,7 +80,7 @@ def _data(config: Config, require: Require) -> None:
     unknown = [name for name in data.cameras if name not in CAMERA_CHANNELS]
     require(not unknown, "data.cameras", f"unknown {unknown}; nuScenes has {list(CAMERA_CHANNELS)}")
     require(len(data.cameras) > 0, "data.cameras", "expected at least one")
-    require(0 < data.train_fraction <= 1, "data.train_fraction", f"got {data.train_fraction}, expected 0 < f <= 1")
+    _fraction(data.train_fraction, "data.train_fraction", require)
     require(data.max_val_frames is None or data.max_val_frames >= 1, "data.max_val_frames", "expected at least 1")
     require(data.val_batch_size >= 1, "data.val_batch_size", "expected at least 1")
     require(min(data.image_size) > 0, "data.image_size", f"got {data.image_size}, expected positive pixels")
@@ -94,6 +114,13 @@ def _data(config: Config, require: Require) -> None:
         "data.voxel.azimuth_wrap",
         "MinkowskiEngine's kernels do not reach across the seam; set student.engine: torch",
     )
+
+
+def _fraction(fraction: float, key: str, require: Require) -> None:
+    try:
+        step_of(fraction)
+    except ValueError as error:
+        require(False, key, str(error))
 
 
 def _superpixels(superpixels: SuperpixelConfig, require: Require) -> None:
@@ -134,13 +161,32 @@ def _loss(loss: LossConfig, classes: int, require: Require) -> None:
     require(loss.pairs >= 1, "loss.pairs", "expected at least 1")
 
 
-def _optim(optim: OptimConfig, cluster: ClusterConfig, require: Require) -> None:
+def _pretraining(config: Config, require: Require) -> None:
+    """Refuses what only fine-tuning reads, in a config that learns from images."""
+    if "cross_entropy_lovasz" in config.loss.names:
+        return
+    for key, given in {
+        "student.freeze": config.student.freeze,
+        "optim.head_lr": config.optim.head_lr is not None,
+        "loss.class_weights": config.loss.class_weights is not None,
+    }.items():
+        require(not given, key, "is of fine-tuning (loss.names: [cross_entropy_lovasz]); pretraining does not read it")
+
+
+def _optim(optim: OptimConfig, cluster: ClusterConfig, evaluates: bool, require: Require) -> None:
     require(0 < optim.lr < float("inf"), "optim.lr", "expected a positive number")
     require(optim.head_lr is None or optim.head_lr > 0, "optim.head_lr", "expected a positive number or null")
     require(0 <= optim.momentum < 1, "optim.momentum", "expected 0 <= momentum < 1")
     require(optim.weight_decay >= 0, "optim.weight_decay", "expected at least 0")
     for key in ("epochs", "batch_size", "accumulate"):
         require(getattr(optim, key) >= 1, f"optim.{key}", "expected at least 1")
+    # An evaluation is a run of no steps.
+    least = 0 if evaluates else 1
+    require(
+        optim.max_steps is None or optim.max_steps >= least,
+        "optim.max_steps",
+        f"got {optim.max_steps}, expected at least 1, or null for all epochs",
+    )
     few, many = cluster.min_workers, cluster.max_workers
     shares = _shares(cluster, optim)
     remedy = f"use a multiple of {shares}" if shares < 100_000 else "allow fewer numbers of workers"
@@ -206,10 +252,12 @@ def _cluster(cluster: ClusterConfig, require: Require) -> None:
 def _tune(tune: TuneConfig, shares: int, require: Require) -> None:
     """`shares`: what a batch size must divide by."""
     require(len(tune.fractions) > 0, "tune.fractions", "expected at least one")
+    for fraction in tune.fractions:
+        _fraction(fraction, "tune.fractions", require)
     require(
-        all(0 < f <= 1 for f in tune.fractions) and len(set(tune.fractions)) == len(tune.fractions),
+        len(set(tune.fractions)) == len(tune.fractions),
         "tune.fractions",
-        f"got {list(tune.fractions)}, expected distinct 0 < f <= 1",
+        f"got {list(tune.fractions)}, expected distinct ones",
     )
     require(
         len(tune.methods) == len(set(tune.methods)) > 0,

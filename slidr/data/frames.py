@@ -21,9 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Int64
 
-from slidr.config import DatasetName
+from slidr.config import DatasetName, step_of
 from slidr.data import storage
-from slidr.data.splits import every, every_counted, step_of
+from slidr.data.splits import every, every_counted
 from slidr.data.storage import DataError
 from slidr.types import Camera, Frame
 
@@ -168,21 +168,17 @@ class FrameTable(Sequence[Frame]):
     @property
     def unlabelled(self) -> int:
         """How many of the frames have no point labels."""
-        return self._paths("label_path").null_count
-
-    @property
-    def label_paths(self) -> list[str]:
-        """The point labels of those frames that have some, relative to the dataroot."""
-        return [path for path in self._paths("label_path").to_pylist() if path is not None]
+        return self._read("label_path").null_count
 
     @property
     def lidar_paths(self) -> list[str]:
         """The frames' sweeps, relative to the dataroot."""
-        return self._paths("lidar_path").to_pylist()
+        return self._read("lidar_path").to_pylist()
 
-    def _paths(self, column: str) -> pa.ChunkedArray:
-        table = _guarded(self.path, lambda: self._file.read(columns=[column]))
-        return table.column(column).take(pa.array(self._rows))
+    @property
+    def label_paths(self) -> list[str | None]:
+        """The frames' point labels, relative to the dataroot; None for a frame that has none."""
+        return self._read("label_path").to_pylist()
 
     @property
     def scenes(self) -> list[str]:
@@ -196,7 +192,7 @@ class FrameTable(Sequence[Frame]):
     def select(self, split: str | Sequence[str], fraction: float = 1.0) -> FrameTable:
         """The frames of a split ("all": every frame) or of any of several, or a part of them.
 
-        A fraction takes the k-th, 2k-th, ... scene of the split in table order, k = round(1 / fraction); of
+        A fraction takes the k-th, 2k-th, ... scene of the split in table order, k = `step_of(fraction)`; of
         SemanticKITTI, the first scan in order of name and every k-th from there. Raises `DataError` where the
         table has no frame of the split, or fewer than k scenes.
         """
@@ -229,6 +225,11 @@ class FrameTable(Sequence[Frame]):
         wanted = None if channels is None else set(channels)
         rows = zip(*(values[name] for name in ("channel", "token", "image_path", "width", "height")), strict=True)
         return [ImageRef(*row[1:]) for row in rows if wanted is None or row[0] in wanted]
+
+    def _read(self, name: str) -> pa.ChunkedArray:
+        """A column that opening does not read."""
+        column = _guarded(self.path, lambda: self._file.read(columns=[name])).column(name)
+        return column.take(pa.array(self._rows))
 
     def _in_any(self, splits: list[str]) -> np.ndarray:
         lists = self._column("splits")

@@ -57,10 +57,12 @@ def encode_label_map(labels: UInt16[np.ndarray, "H W"]) -> bytes:
 def read_sweep(path: str | os.PathLike[str], columns: int) -> Float32[np.ndarray, "N C"]:
     """A lidar sweep of float32 rows: `NUSCENES_COLUMNS` or `KITTI_COLUMNS` wide.
 
-    Raises `DataError` where the file is missing or its size is no whole number of rows.
+    Raises `DataError` where the file is missing, is empty, or its size is no whole number of rows.
     """
     data = storage.read_bytes(path)
     row = 4 * columns
+    if not data:
+        raise DataError(f"{os.fspath(path)}: is empty, a sweep of no points; copy the file again")
     if len(data) % row:
         raise DataError(
             f"{os.fspath(path)}: truncated: {len(data)} bytes are no whole number of points of {row} bytes "

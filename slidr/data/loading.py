@@ -14,7 +14,7 @@ from slidr.config import Config
 from slidr.data.collate import collate_pairs, collate_scans
 from slidr.data.frames import FrameTable
 from slidr.data.plan import MicroBatch, TrainPlan, spread, validation_batches
-from slidr.data.samples import pair_sample, scan_sample
+from slidr.data.samples import no_labels, pair_sample, scan_sample
 from slidr.types import PairBatch, PairSample, ScanBatch, ScanSample
 
 Subset = Literal["train", "val", "score"]
@@ -121,6 +121,19 @@ def subset_frames(config: Config, subset: Subset) -> FrameTable:
         return _frames(data.frames, data.train_split, data.train_fraction, None)
     limit = data.max_val_frames if subset == "val" else config.run.score_frames
     return _frames(data.frames, data.val_split, 1.0, limit)
+
+
+def require_labels(config: Config) -> None:
+    """Raises `DataError` where a frame to train or validate on has no point labels, naming the first one.
+
+    Known from the frame table, before training: validation would find out after the first epoch.
+    """
+    splits: dict[Subset, str] = {"train": config.data.train_split, "val": config.data.val_split}
+    for subset, split in splits.items():
+        frames = subset_frames(config, subset)
+        without = [row for row, path in enumerate(frames.label_paths) if path is None]
+        if without:
+            raise no_labels(frames[without[0]], config.data, f" ({len(without)} of {len(frames)} frames of {split})")
 
 
 def train_plan(source: Source, rank: int = 0, world_size: int = 1) -> TrainPlan:

@@ -113,7 +113,7 @@ def scan_sample(
             "student.name: voxelnet has no score per point; segment with a MinkUNet, or export it for detection"
         )
     points, intensity = _cloud(frame, data)
-    labels = _point_labels(frame, data, len(points)) if labelled else np.zeros(len(points), np.int64)
+    labels = point_labels(frame, data, len(points)) if labelled else np.zeros(len(points), np.int64)
     distance = np.hypot(points[:, 0], points[:, 1])
     if training:
         points = _augment_cloud(points, data.augment, sample_rng(seed, epoch, frame.token))
@@ -247,17 +247,25 @@ def _cloud(frame: Frame, data: DataConfig) -> tuple[Float32[np.ndarray, "N 3"], 
     return np.ascontiguousarray(sweep[:, :3]), intensity
 
 
-def _point_labels(frame: Frame, data: DataConfig, points: int) -> Int64[np.ndarray, " N"]:
+def point_labels(frame: Frame, data: DataConfig, points: int) -> Int64[np.ndarray, " N"]:
+    """The class of each of a sweep's `points`.
+
+    Raises `DataError` for a frame without labels, and where its file is missing, of another length, or holds raw
+    labels that the data set does not have.
+    """
     if frame.label_path is None:
-        raise DataError(
-            f"{storage.join(data.root, frame.lidar_path)}: frame {frame.token} of {frame.scene} has no "
-            f"point labels; "
-            "add them to the data root (nuScenes-lidarseg, or a sequence's labels/) and write the frame "
-            "table anew"
-        )
+        raise no_labels(frame, data)
     path = storage.safe_join(data.root, frame.label_path)
     dtype = np.uint32 if data.dataset == "semantic_kitti" else np.uint8
     return classes_of(files.read_point_labels(path, dtype, points), data.dataset, path)
+
+
+def no_labels(frame: Frame, data: DataConfig, more: str = "") -> DataError:
+    """What to raise for a frame that needs labels and has none; `more` says how many others have none either."""
+    return DataError(
+        f"{storage.join(data.root, frame.lidar_path)}: frame {frame.token} of {frame.scene} has no point labels{more}; "
+        "add them to the data root (nuScenes-lidarseg, or a sequence's labels/) and write the frame table anew"
+    )
 
 
 def _augment_cloud(

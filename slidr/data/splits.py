@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib import resources
 from typing import TypeVar
 
-from slidr.config import DatasetName
+from slidr.config import DatasetName, step_of
 
 T = TypeVar("T")
 
@@ -69,13 +69,6 @@ def sequence_splits(sequence: str) -> tuple[str, ...]:
     return (official, "verify" if sequence == VERIFY_SEQUENCE else "parametrize")
 
 
-def step_of(fraction: float) -> int:
-    """A fraction takes every k-th item; k = round(1 / fraction). Raises `ValueError` outside (0, 1]."""
-    if not 0 < fraction <= 1:
-        raise ValueError(f"fraction: got {fraction}, expected 0 < fraction <= 1 (0.01 is every 100th)")
-    return round(1 / fraction)
-
-
 def every(items: Sequence[T], fraction: float) -> list[T]:
     """The scans of SemanticKITTI that a fraction takes of a sorted list: items 0, k, 2k, ..."""
     return list(items[:: step_of(fraction)])
@@ -90,10 +83,14 @@ def every_counted(items: Sequence[T], fraction: float) -> list[T]:
 def published_fraction(dataset: DatasetName, fraction: float) -> list[str]:
     """The training scenes (SemanticKITTI: scans, "sequence/scan") of a published label fraction, from a frozen list.
 
-    nuScenes' scene table is in order of name. Raises `ValueError` for another fraction; the rules above make its list.
+    nuScenes' scene table is in order of name. All of SemanticKITTI is every scan of its training sequences. Raises
+    `ValueError` for another fraction; the rules above make its list.
     """
+    if dataset == "semantic_kitti" and fraction == 1.0:
+        lengths = SEMANTIC_KITTI_SEQUENCES["train"]
+        return [f"{sequence}/{scan:06d}" for sequence, scans in lengths.items() for scan in range(scans)]
     name = f"{dataset}_{100 * fraction:g}pct.txt"
     manifest = resources.files("slidr.data") / "manifests" / name
     if not manifest.is_file():
-        raise ValueError(f"fraction: got {fraction}; lists are published for 0.01, 0.05, 0.1 and 0.25")
+        raise ValueError(f"fraction: got {fraction}; lists are published for 0.01, 0.05, 0.1, 0.25 and 1.0")
     return manifest.read_text().split()

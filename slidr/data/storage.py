@@ -20,6 +20,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+import pyarrow as pa
 from pyarrow import fs
 
 T = TypeVar("T")
@@ -46,6 +47,15 @@ def join(root: str | os.PathLike[str], *parts: str) -> str:
         return os.path.join(base.removeprefix("file://"), *parts)
     base, mark, query = base.partition("?")
     return posixpath.join(base, *parts) + mark + query
+
+
+def split(path: str | os.PathLike[str]) -> tuple[str, str]:
+    """A file's folder, with the query string if there is one, and its name: `join` puts them together again."""
+    if not is_remote(path):
+        return os.path.split(join(path))
+    base, mark, query = os.fspath(path).partition("?")
+    folder, name = posixpath.split(base)
+    return folder + mark + query, name
 
 
 def sibling(path: str | os.PathLike[str], ending: str) -> str:
@@ -216,7 +226,13 @@ def _retrying(call: Callable[[], T]) -> T:
 
 @lru_cache(maxsize=32)
 def _filesystem_of(base: str) -> fs.FileSystem:
-    return fs.FileSystem.from_uri(base)[0]
+    try:
+        return fs.FileSystem.from_uri(base)[0]
+    except pa.ArrowInvalid:
+        scheme = base.partition("://")[0]
+        raise DataError(
+            f"{base.partition('?')[0]}: {scheme}:// is no storage that can be read here; use s3:// or a path"
+        ) from None
 
 
 def _filesystem(path: str | os.PathLike[str]) -> Any:

@@ -7,6 +7,7 @@ SemanticKITTI        sequences/SEQUENCE/predictions/SCAN.label (uint32 raw label
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,5 +57,23 @@ class Submission:
     def close(self) -> None:
         """Writes what belongs to no single frame."""
         if self.dataset == "nuscenes":
-            path = storage.join(self.folder, self.split, "submission.json")
-            storage.write_bytes_atomic(path, json.dumps(NUSCENES_META).encode())
+            storage.write_bytes_atomic(self._meta_path, json.dumps(NUSCENES_META).encode())
+
+    def missing(self, frames: Iterable[Frame]) -> list[str]:
+        """The files that a closed submission of these frames has and this one lacks. Each folder is listed once."""
+        wanted = [self.path_of(frame) for frame in frames]
+        if self.dataset == "nuscenes":
+            wanted.append(self._meta_path)
+        there: dict[str, set[str]] = {}
+        lacking = []
+        for path in wanted:
+            folder, name = storage.split(path)
+            if folder not in there:
+                there[folder] = storage.list_names(folder)
+            if name not in there[folder]:
+                lacking.append(path)
+        return lacking
+
+    @property
+    def _meta_path(self) -> str:
+        return storage.join(self.folder, self.split, "submission.json")

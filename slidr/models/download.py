@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import unquote, urlsplit
 
+from slidr.data import storage
 from slidr.models import efficientnet
 from slidr.models.files import WeightsError, replacing
 
@@ -118,6 +119,25 @@ def whereabouts(
     return path, None if path.is_file() else url
 
 
+def student_file(weights: str | Path, cache: str | Path | None = None) -> str:
+    """Where a student's file can be read: an http(s) URL's copy on this machine, anything else as it is.
+
+    URLs are downloaded once into `cache`, as `resolve` does it. Raises `WeightsError` where that fails.
+    """
+    name = os.fspath(weights)
+    if name.startswith(("http://", "https://")):
+        return str(resolve(name, cache=cache))
+    return name if storage.is_remote(name) else storage.join(name)  # file:// is a path
+
+
+def shown(url: str) -> str:
+    """A URL without what may be secret: user, password, query. Anything else as it is."""
+    if not url.startswith(("http://", "https://")):
+        return url
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}{parts.path}"
+
+
 def _local(weights: str, encoder: EncoderName) -> Path:
     if "://" in weights and not weights.startswith("file://"):
         raise WeightsError(f"weights: cannot read {weights!r}; use an https://, http:// or file:// URL, or a path")
@@ -134,7 +154,7 @@ def _fetched(url: str, path: Path, sha256: str | None, progress: Progress | None
         return path
     expected = sha256.lower() if sha256 is not None else _DIGEST_IN_NAME.get(path.name, "")
     request = urllib.request.Request(url, headers={"User-Agent": "slidr"})
-    _log.info("downloading %s to %s", _shown(url), path)
+    _log.info("downloading %s to %s", shown(url), path)
     try:
         with urllib.request.urlopen(request, timeout=30) as response, replacing(path) as partial:
             length = response.headers.get("Content-Length")
@@ -148,17 +168,17 @@ def _fetched(url: str, path: Path, sha256: str | None, progress: Progress | None
                     if progress is not None:
                         progress(done, total)
             if total is not None and done != total:
-                raise WeightsError(f"{_shown(url)}: got {done} of {total} bytes; try again, or put it at {path}")
+                raise WeightsError(f"{shown(url)}: got {done} of {total} bytes; try again, or put it at {path}")
             if not digest.hexdigest().startswith(expected):
                 raise WeightsError(
-                    f"{_shown(url)}: expected SHA-256 {expected}, got {digest.hexdigest()}; nothing was kept"
+                    f"{shown(url)}: expected SHA-256 {expected}, got {digest.hexdigest()}; nothing was kept"
                 )
     except (OSError, HTTPException, ValueError) as error:
         if isinstance(error, WeightsError):
             raise
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
         raise WeightsError(
-            f"cannot download {_shown(url)} ({reason}); download it elsewhere and put it at {path}, "
+            f"cannot download {shown(url)} ({reason}); download it elsewhere and put it at {path}, "
             f"or pass another file's path as the weights"
         ) from None
     return path
@@ -166,12 +186,6 @@ def _fetched(url: str, path: Path, sha256: str | None, progress: Progress | None
 
 def _name_in(url: str) -> str:
     return Path(unquote(urlsplit(url).path)).name or "weights"
-
-
-def _shown(url: str) -> str:
-    """The URL without what may be secret: user, password, query."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}{parts.path}"
 
 
 def _digest(path: Path) -> str:

@@ -9,35 +9,15 @@ from typing import Any
 from torch import Tensor
 
 from slidr.models.files import WeightsError, write_checkpoint, write_safetensors
+from slidr.models.weights import MINKUNET_STEM, VOXELNET_STEM
 
 State = Mapping[str, Tensor]
-
-_VOXELNET_STEM = "conv_input.0.weight"
-_MINKUNET_STEM = "conv0p1s1.kernel"
-
-
-def student_state(checkpoint: Mapping[str, Any], source: str = "checkpoint") -> dict[str, Tensor]:
-    """The student inside a checkpoint's contents, under the published names, whatever container and prefix it has.
-
-    Raises `WeightsError` where neither a VoxelNet nor a MinkUNet is in it.
-    """
-    for inner in (*(value for value in checkpoint.values() if isinstance(value, Mapping)), checkpoint):
-        for stem in (_VOXELNET_STEM, _MINKUNET_STEM):
-            for name in inner:
-                if isinstance(name, str) and name.endswith(stem):
-                    prefix = name.removesuffix(stem)
-                    own = {n: v for n, v in inner.items() if n.startswith(prefix) and isinstance(v, Tensor)}
-                    return {n.removeprefix(prefix): value for n, value in own.items()}
-    raise WeightsError(
-        f"{source}: no student in it: expected a name ending in {_VOXELNET_STEM} or {_MINKUNET_STEM}, got "
-        f"{', '.join(str(name) for name in list(checkpoint)[:4])}"
-    )
 
 
 def export_slidr(
     student_state: State, teacher_state: State | None, epoch: int, config: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """SLidR's published layout {model_points, model_images, epoch, config}; save it with torch.save.
+    """SLidR's published layout {model_points, model_images, epoch, config}; `write_checkpoint` saves it.
 
     Its own names `voxel_size` and `cylindrical_coordinates` are put at the top of the config, where its
     downstream scripts look for them. `model_images` is left out without a teacher state.
@@ -50,13 +30,13 @@ def export_slidr(
 
 def export_safetensors(
     path: str | Path, student_state: State, epoch: int | None = None, config: Mapping[str, Any] | None = None
-) -> Path:
+) -> str:
     """Writes the student's state dict as safetensors, epoch and config in the header as JSON; atomic."""
     metadata = {"format": "slidr", "epoch": epoch, "config": config}
     return write_safetensors(path, student_state, {k: v for k, v in metadata.items() if v is not None})
 
 
-def export_openpcdet(path: str | Path, student_state: State) -> Path:
+def export_openpcdet(path: str | Path, student_state: State) -> str:
     """Writes the student as an OpenPCDet checkpoint {"model_state": {"backbone_3d.*": ...}}; atomic.
 
     A VoxelNet's names and spconv 2 weights (C_out, kz, ky, kx, C_in) are those of VoxelBackBone8x, the
@@ -69,10 +49,10 @@ def export_openpcdet(path: str | Path, student_state: State) -> Path:
 
 def openpcdet_state(student_state: State) -> dict[str, Any]:
     """What `export_openpcdet` writes."""
-    if _VOXELNET_STEM not in student_state and _MINKUNET_STEM not in student_state:
+    if VOXELNET_STEM not in student_state and MINKUNET_STEM not in student_state:
         raise WeightsError(
-            f"export: expected the state dict of a VoxelNet (with {_VOXELNET_STEM}) or a MinkUNet (with "
-            f"{_MINKUNET_STEM}), got names such as {', '.join(list(student_state)[:3])}"
+            f"export: expected the state dict of a VoxelNet (with {VOXELNET_STEM}) or a MinkUNet (with "
+            f"{MINKUNET_STEM}), got names such as {', '.join(list(student_state)[:3])}"
         )
     state = {
         f"backbone_3d.{name}": value for name, value in _on_cpu(student_state).items() if not name.startswith("final.")

@@ -82,21 +82,35 @@ def _read_remote(uri: str) -> dict[str, Any]:
             raise WeightsError(str(error).replace(str(copy), uri)) from None
 
 
-def write_checkpoint(path: str | Path, contents: Mapping[str, Any]) -> Path:
-    """Saves `contents` with torch.save; `path` holds either its old contents or all of the new ones."""
-    path = Path(path)
-    with replacing(path) as partial:
+def write_checkpoint(path: str | Path, contents: Mapping[str, Any]) -> str:
+    """Saves `contents` with torch.save, here or in an object store; returns the path.
+
+    `path` holds either its old contents or all of the new ones.
+    """
+    with _written_whole(path) as partial:
         torch.save(dict(contents), partial)
-    return path
+    return os.fspath(path)
 
 
-def write_safetensors(path: str | Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Path:
-    """Saves tensors as safetensors, atomically; metadata as JSON, which `read_checkpoint` reads back."""
-    path = Path(path)
+def write_safetensors(path: str | Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
+    """Saves tensors as safetensors, as `write_checkpoint` does; metadata as JSON, for `read_checkpoint`."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    with replacing(path) as partial:
+    with _written_whole(path) as partial:
         save_file(tensors, str(partial), metadata={key: json.dumps(value) for key, value in metadata.items()})
-    return path
+    return os.fspath(path)
+
+
+@contextmanager
+def _written_whole(path: str | Path) -> Iterator[Path]:
+    """A file of this machine to write to; when the block ends well it takes `path`'s place, or is uploaded there."""
+    if not storage.is_remote(path):
+        with replacing(Path(path)) as partial:
+            yield partial
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        partial = Path(folder, "file")
+        yield partial
+        storage.write_bytes_atomic(path, partial.read_bytes())
 
 
 @contextmanager

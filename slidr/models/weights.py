@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from slidr.config import VoxelConfig
-from slidr.models.download import EncoderName, resolve
+from slidr.data import storage
+from slidr.models.download import EncoderName, resolve, shown, student_file
 from slidr.models.files import WeightsError, read_checkpoint
 
 __all__ = [
@@ -21,7 +23,9 @@ __all__ = [
     "load_student",
     "read_checkpoint",
     "resolve",
+    "student_state",
     "voxel_expectation",
+    "weights_digest",
 ]
 
 State = dict[str, Tensor]
@@ -120,6 +124,11 @@ _CONTRAST_TRUNK = "trunk.2."  # where DepthContrast keeps the voxel network, amo
 _CONTRAST_HEAD = "head."  # its projection, of no use to a student
 _HEAD = "final."
 
+# The first layer's name, in every VoxelNet and in every MinkUNet.
+VOXELNET_STEM = "conv_input.0.weight"
+MINKUNET_STEM = "conv0p1s1.kernel"
+STUDENT_STEMS = (VOXELNET_STEM, MINKUNET_STEM)
+
 
 def load_student(
     module: nn.Module,
@@ -128,24 +137,25 @@ def load_student(
     expect: Mapping[str, Any] | None = None,
     head: Literal["strict", "skip"] = "strict",
 ) -> LoadReport:
-    """Fills a student from a checkpoint file of any known format.
+    """Fills a student from a checkpoint file of any known format: on this machine, in an object store or at a URL.
 
     Known are our own {"student": ...} and .safetensors, SLidR's pretraining and downstream files
     (`model_points`), Lightning's and PointContrast's `state_dict`, and DepthContrast's `model`. `expect`
-    holds the run's `voxel_size` and `cylindrical_coordinates` (see `voxel_expectation`), compared with those
-    of the checkpoint's config where it has them. `head="skip"` leaves the layer `final` as it is, for
+    holds the run's `voxel_size`, `cylindrical_coordinates` and `azimuth_wrap` (see `voxel_expectation`), compared with
+    those of the checkpoint's config where it has them. `head="skip"` leaves the layer `final` as it is, for
     fine-tuning on other classes; it is then among the skipped. Raises `WeightsError` naming file and values
     where anything does not fit; the module is then unchanged.
     """
-    source = str(path)
-    checkpoint = read_checkpoint(path)
+    source = shown(str(path))
+    checkpoint = read_checkpoint(student_file(path))
     if expect is not None:
         _agree(checkpoint.get("config", checkpoint.get("hyper_parameters")), expect, source)
     own = module.state_dict()
     found = _tensors(checkpoint, _STUDENT_CONTAINERS, source)
+    branch = _branch(found)
     state: State = {}
     skipped: set[str] = set()
-    for full, value in _branch(found).items():
+    for full, value in branch.items():
         name = _stripped(full, own)
         if name in state:
             raise WeightsError(f"{source}: two entries for {name}; keep only the student's state dict in it")
@@ -155,15 +165,52 @@ def load_student(
             skipped.add(full)
         else:
             state[name] = _fitted(value, own.get(name))
-    skipped |= found.keys() - _branch(found).keys()
+    skipped |= found.keys() - branch.keys()
     if head == "strict":
         _same_classes(state, own, source)
     return _load(module, state, skipped, source, head_is_optional=head == "skip")
 
 
+def student_state(checkpoint: Mapping[str, Any], source: str = "checkpoint") -> State:
+    """The student inside a checkpoint's contents, under the published names, whatever container and prefix it has.
+
+    For where there is no module to fill: the names are those of the student that `load_student` would take. Raises
+    `WeightsError` where neither a VoxelNet nor a MinkUNet is in it, or more than one.
+    """
+    branch = _branch(_tensors(checkpoint, _STUDENT_CONTAINERS, source))
+    prefixes = sorted({name.removesuffix(stem) for name in branch for stem in STUDENT_STEMS if name.endswith(stem)})
+    if not prefixes:
+        raise WeightsError(
+            f"{source}: no student in it: expected a name ending in {' or '.join(STUDENT_STEMS)}, got "
+            f"{_some(tuple(branch))}"
+        )
+    if len(prefixes) > 1:
+        raise WeightsError(
+            f"{source}: holds {len(prefixes)} students, under the prefixes {', '.join(map(repr, prefixes))}; keep only "
+            f"the one that is wanted in it"
+        )
+    (prefix,) = prefixes
+    state = {name.removeprefix(prefix): value for name, value in branch.items() if name.startswith(prefix)}
+    if _CONTRAST_TRUNK in prefix:
+        return {name: value for name, value in state.items() if not name.startswith(_CONTRAST_HEAD)}
+    return state
+
+
+def weights_digest(path: str | Path) -> str:
+    """The SHA-256 of a student's file, wherever it is. Raises `WeightsError` where it cannot be read."""
+    try:
+        return hashlib.sha256(storage.read_bytes(student_file(path))).hexdigest()
+    except storage.DataError as error:
+        raise WeightsError(str(error)) from error
+
+
 def voxel_expectation(voxel: VoxelConfig) -> dict[str, Any]:
     """What a run with these voxels asks of a checkpoint: the argument `expect` of `load_student`."""
-    return {"voxel_size": tuple(voxel.size), "cylindrical_coordinates": voxel.cylindrical}
+    return {
+        "voxel_size": tuple(voxel.size),
+        "cylindrical_coordinates": voxel.cylindrical,
+        "azimuth_wrap": voxel.azimuth_wrap,
+    }
 
 
 def _branch(found: State) -> State:
@@ -218,7 +265,7 @@ def _agree(config: Any, expect: Mapping[str, Any], source: str) -> None:
     if not isinstance(config, Mapping):
         return
     found = _voxels_in(config)
-    for key in ("cylindrical_coordinates", "voxel_size"):
+    for key in ("cylindrical_coordinates", "azimuth_wrap", "voxel_size"):
         got, want = found.get(key), expect.get(key)
         if got is None or want is None:
             continue
@@ -236,11 +283,15 @@ def _agree(config: Any, expect: Mapping[str, Any], source: str) -> None:
 
 
 def _voxels_in(config: Mapping[str, Any]) -> dict[str, Any]:
-    """`voxel_size` and `cylindrical_coordinates`: at the config's top, or under data.voxel as in ours."""
+    """`voxel_size`, `cylindrical_coordinates` and `azimuth_wrap`: at the config's top, or in ours under data.voxel."""
     data = config.get("data")
     voxel = data.get("voxel") if isinstance(data, Mapping) else None
     if isinstance(voxel, Mapping):
-        return {"voxel_size": voxel.get("size"), "cylindrical_coordinates": voxel.get("cylindrical")}
+        return {
+            "voxel_size": voxel.get("size"),
+            "cylindrical_coordinates": voxel.get("cylindrical"),
+            "azimuth_wrap": voxel.get("azimuth_wrap"),
+        }
     return {key: config[key] for key in ("voxel_size", "cylindrical_coordinates") if key in config}
 
 

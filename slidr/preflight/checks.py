@@ -24,14 +24,18 @@ import torch
 
 from slidr import tracking
 from slidr.cluster import session
+from slidr.cluster.evaluate import is_scored
 from slidr.cluster.room import of_one_job, shortage
 from slidr.cluster.session import Node
 from slidr.cluster.superpixels import folder_of as superpixel_folder
 from slidr.cluster.superpixels import map_path
-from slidr.config import Config, DatasetName
+from slidr.config import Config
 from slidr.data import images as files
 from slidr.data import storage
 from slidr.data.frames import FrameTable, ImageRef
+from slidr.data.loading import require_labels, subset_frames
+from slidr.data.plan import spread
+from slidr.data.samples import point_labels
 from slidr.data.storage import DataError
 from slidr.models.download import whereabouts
 from slidr.models.files import WeightsError
@@ -42,17 +46,13 @@ from slidr.training.runs import folder_of as run_folder
 from slidr.types import Camera, Frame
 
 Status = Literal["ok", "warning", "error"]
-Stage = Literal["superpixels", "pretrain", "finetune", "tune"]
+Stage = Literal["superpixels", "pretrain", "finetune", "evaluate", "tune"]
+Needs = Literal["images", "labels", "sweeps"]  # what a job reads of a keyframe besides its sweep; sweeps: nothing
 
 PYTHONS = ((3, 11), (3, 12))
 SKEW_WARNING_S, SKEW_ERROR_S = 30.0, 600.0  # S3 refuses requests that are 15 minutes off
 _FEW, _MANY = 4, 64  # keyframes whose files are looked at
 _READERS = 16  # threads
-# Columns of a sweep, and the type of a point's label.
-_SIZES: dict[DatasetName, tuple[int, type[np.generic]]] = {
-    "nuscenes": (files.NUSCENES_COLUMNS, np.uint8),
-    "semantic_kitti": (files.KITTI_COLUMNS, np.uint32),
-}
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,10 @@ def cheap(config: Config | None, stage: Stage | None = None) -> list[Finding]:
     frames = frame_table(config)
     findings.append(frames)
     if frames.status != "error":
-        findings.append(data_root(config, _FEW))
+        needs = needs_of(config, stage)
+        if needs == "labels":
+            findings.append(labels(config))
+        findings.append(data_root(config, _FEW, needs))
         if stage != "superpixels" and job_of(config) == "pretrain":
             findings.append(superpixels(config, _FEW, needed=stage is not None))
     return [*findings, *disk(config, stage), tracking_server(config, stage), clock(config)]
@@ -88,10 +91,18 @@ def thorough(config: Config) -> list[Finding]:
     findings = [cluster(config, has_search(config))]
     if frame_table(config).status == "error":
         return findings
-    findings += [data_root(config, _MANY, whole=True), listing(config)]
+    needs = needs_of(config)
+    findings += [data_root(config, _MANY, needs, whole=True), listing(config, needs)]
     if job_of(config) == "pretrain":
         findings.append(all_superpixels(config))
     return findings
+
+
+def needs_of(config: Config, stage: Stage | None = None) -> Needs:
+    """What a job reads of a keyframe besides its sweep. An evaluation comes as its `evaluation_config`."""
+    if stage == "superpixels" or job_of(config) == "pretrain":
+        return "images"
+    return "sweeps" if stage == "evaluate" and not is_scored(config) else "labels"
 
 
 def python(version: Sequence[int]) -> Finding:
@@ -214,7 +225,7 @@ def weights(config: Config, search: bool = False) -> Iterable[Finding]:
 
 
 def frame_table(config: Config) -> Finding:
-    """The frame table opens and has frames to train and to validate on; for fine-tuning, with labels."""
+    """The frame table opens and has frames to train and to validate on."""
     data = config.data
     try:
         table = FrameTable.open(data.frames)
@@ -222,24 +233,30 @@ def frame_table(config: Config) -> Finding:
         val = table.select(data.val_split)
     except DataError as error:
         return Finding("frames", "error", str(error), "slidr frames CONFIG")
-    bare = train.unlabelled + val.unlabelled if job_of(config) == "finetune" else 0
-    if bare:
-        return Finding(
-            "frames", "error", f"{bare} of {len(train) + len(val)} keyframes to train and validate on have no labels",
-            "add them to the data root, then slidr frames CONFIG",
-        )  # fmt: skip
     return Finding("frames", "ok", f"{len(table)} keyframes: {len(train)} to train on, {len(val)} to validate on")
 
 
-def data_root(config: Config, count: int, whole: bool = False) -> Finding:
-    """The files of some keyframes, spread over the table: there, and of the tables' sizes.
+def labels(config: Config) -> Finding:
+    """Every frame to train and to validate on has point labels, by the frame table."""
+    try:
+        require_labels(config)
+    except DataError as error:
+        return Finding(
+            "labels", "error", str(error), "choose splits with labels, or slidr frames CONFIG with them there"
+        )
+    return Finding("labels", "ok", "every frame to train and to validate on has some")
 
-    `whole` decodes every pixel and point; otherwise headers and sizes are compared.
+
+def data_root(config: Config, count: int, needs: Needs = "images", whole: bool = False) -> Finding:
+    """The files of some keyframes that a job needs, spread over the table: there, and of the tables' sizes.
+
+    `whole` decodes every pixel; otherwise images' headers are compared.
     """
-    table = FrameTable.open(config.data.frames)
-    chosen = [table[i] for i in np.linspace(0, len(table) - 1, min(count, len(table))).round().astype(int).tolist()]
+    tables = _tables(config, needs)
+    chosen = [table[i] for table in tables for i in spread(len(table), count // len(tables)).tolist()]
     with ThreadPoolExecutor(_READERS) as pool:
-        problems = [text for found in pool.map(lambda frame: _damage(frame, config, whole), chosen) for text in found]
+        found = list(pool.map(lambda frame: _damage(frame, config, needs, whole), chosen))
+    problems = [text for texts in found for text in texts]
     kind = "decoded" if whole else "opened"
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
@@ -249,14 +266,14 @@ def data_root(config: Config, count: int, whole: bool = False) -> Finding:
     return Finding("data root", "ok", f"{config.data.root}: files of {len(chosen)} keyframes {kind}, none amiss")
 
 
-def listing(config: Config) -> Finding:
-    """Every file that the table names is in its folder."""
-    table = FrameTable.open(config.data.frames)
-    if job_of(config) == "finetune":
-        wanted, kinds = [*table.lidar_paths, *table.label_paths], "sweeps and labels"
-    else:
-        wanted = [image.path for image in table.images(config.data.cameras)] + table.lidar_paths
-        kinds = "images and sweeps"
+def listing(config: Config, needs: Needs = "images") -> Finding:
+    """Every file that a job needs is in its folder: sweeps, and images or point labels."""
+    tables = _tables(config, needs)
+    wanted = [path for table in tables for path in table.lidar_paths]
+    if needs == "images":
+        wanted += [image.path for table in tables for image in table.images(config.data.cameras)]
+    elif needs == "labels":
+        wanted += [path for table in tables for path in table.label_paths if path is not None]
     by_folder: dict[str, set[str]] = {}
     for path in wanted:
         folder, _, name = path.rpartition("/")
@@ -269,7 +286,8 @@ def listing(config: Config) -> Finding:
     if gone:
         more = f" (and {len(gone) - 1} more)" if len(gone) > 1 else ""
         return Finding("files", "error", f"{gone[0]} is not in {config.data.root}{more}", "copy the missing files")
-    return Finding("files", "ok", f"all {len(set(wanted))} {kinds} of the table are there")
+    what = "sweeps" if needs == "sweeps" else f"{needs} and sweeps"
+    return Finding("files", "ok", f"all {len(set(wanted))} {what} of the table are there")
 
 
 def superpixels(config: Config, count: int, needed: bool) -> Finding:
@@ -299,7 +317,7 @@ def disk(config: Config, stage: Stage | None) -> list[Finding]:
     """Free space where a job writes, against what it will write."""
     findings = []
     job = job_of(config)
-    if stage != "superpixels":
+    if stage not in ("superpixels", "evaluate"):  # an evaluation writes no weights
         state, student = state_bytes(config, job)
         # While a new checkpoint is written, the old ones are all there still.
         need = (config.run.keep_checkpoints + 2) * state + student
@@ -391,18 +409,24 @@ def _room(nodes: Sequence[Node], where: str, config: Config, search: bool) -> Fi
     )
 
 
-def _damage(frame: Frame, config: Config, whole: bool) -> list[str]:
-    """What is wrong with a keyframe's files: of the images for pretraining, of the labels for fine-tuning."""
+def _tables(config: Config, needs: Needs) -> list[FrameTable]:
+    """The frames whose files a job may need: of pretraining the whole table's, else those of its own two subsets."""
+    if needs == "images":
+        return [FrameTable.open(config.data.frames)]
+    return [subset_frames(config, "train"), subset_frames(config, "val")]
+
+
+def _damage(frame: Frame, config: Config, needs: Needs, whole: bool) -> list[str]:
+    """What is wrong with the files of a keyframe that a job needs."""
     problems, root = [], config.data.root
-    columns, label = _SIZES[config.data.dataset]
-    cameras = frame.cameras if job_of(config) == "pretrain" else ()
+    columns = files.NUSCENES_COLUMNS if config.data.dataset == "nuscenes" else files.KITTI_COLUMNS
     try:
         sweep = files.read_sweep(storage.safe_join(root, frame.lidar_path), columns)
-        if job_of(config) == "finetune" and frame.label_path is not None:
-            files.read_point_labels(storage.safe_join(root, frame.label_path), label, len(sweep))
+        if needs == "labels" and frame.label_path is not None:  # `labels` tells of frames without
+            point_labels(frame, config.data, len(sweep))
     except DataError as error:
         problems.append(str(error))
-    for camera in cameras:
+    for camera in frame.cameras if needs == "images" else ():
         try:
             path = storage.safe_join(root, camera.image_path)
             data = storage.read_bytes(path)

@@ -1,7 +1,7 @@
 """A run's folder: who owns it, what it was started with, and how it ended.
 
 runs/NAME/config.yaml     what it was started with
-runs/NAME/data.json       fingerprints of the data it was started on
+runs/NAME/data.json       fingerprints of the data and of the student's weights it was started on
 runs/NAME/checkpoints/    see `slidr.training.checkpoint`
 runs/NAME/metrics.jsonl   one line a logged step, and the workers' warnings
 runs/NAME/student.pt      the final student in SLidR's published layout
@@ -35,6 +35,7 @@ from slidr.config import (
 )
 from slidr.data import storage
 from slidr.data.loading import subset_frames
+from slidr.models.weights import weights_digest
 from slidr.training.checkpoint import CheckpointFolder
 
 
@@ -89,23 +90,26 @@ def folder_of(config: Config) -> RunFolder:
 
 def identity(config: Config) -> str:
     """Fingerprint of everything that shapes a run's result: where files lie and how it logs do not."""
+    return fingerprint(_shaping(config))
+
+
+def _shaping(config: Config) -> Config:
+    """The config with every value that shapes no result set to its default or to nothing."""
     cluster = replace(ClusterConfig(), num_workers=config.cluster.num_workers, use_gpu=config.cluster.use_gpu)
     defaults = RunConfig()
     run = replace(defaults, seed=config.run.seed, score_frames=config.run.score_frames, name=config.run.name)
     config = decode(public_dict(config))
-    return fingerprint(
-        replace(
-            config,
-            data=replace(config.data, root="", frames=""),
-            superpixels=replace(config.superpixels, folder=""),
-            run=run,
-            cluster=cluster,
-            tracking=TrackingConfig(),
-            tune=TuneConfig(),
-            world=WorldConfig(),
-            demo=DemoConfig(),
-            evaluation=EvaluationConfig(),
-        )
+    return replace(
+        config,
+        data=replace(config.data, root="", frames=""),
+        superpixels=replace(config.superpixels, folder=""),
+        run=run,
+        cluster=cluster,
+        tracking=TrackingConfig(),
+        tune=TuneConfig(),
+        world=WorldConfig(),
+        demo=DemoConfig(),
+        evaluation=EvaluationConfig(),
     )
 
 
@@ -139,42 +143,40 @@ def require_same_data(config: Config, folder: RunFolder) -> None:
     """Keeps the fingerprints of a run's data in its folder; raises `RunError` where they are not those it began with.
 
     The same frame table may lie elsewhere, and so may the data root: what counts is what they hold. Of the data root
-    that is the first training frame's sweep, which every kind of training reads.
+    that is the first training frame's sweep, which every kind of training reads. The weights that a student starts
+    from are data too: another file under the same name would make another run.
     """
     frames = subset_frames(config, "train")
     sweep = storage.read_bytes(storage.safe_join(config.data.root, frames[0].lidar_path))
     now = {"frames": frames.fingerprint, "root": hashlib.sha256(sweep).hexdigest()}
+    if config.student.weights is not None:
+        now["weights"] = weights_digest(config.student.weights)
     known = folder.note("data.json")
     if known is None or not (folder.checkpoints.steps() or folder.result()):
         folder.note("data.json", json.dumps(now, indent=2))
         return
+    changed = {
+        "frames": f"data.frames: {config.data.frames}: the frame table was written anew from other data",
+        "root": f"data.root: {config.data.root}: it holds other files",
+        "weights": f"student.weights: {config.student.weights}: it is another file",
+    }
     for key, value in json.loads(known).items():
-        if now[key] != value:
-            what = "the frame table was written anew from other data" if key == "frames" else "it holds other files"
+        if now.get(key) != value:
             raise RunError(
-                f"data.{key}: {getattr(config.data, key)}: {what} since {folder.path} was started; put the old data "
-                f"back, or choose another --run.name"
+                f"{changed[key]} since {folder.path} was started; put the old one back, or choose another --run.name"
             )
 
 
 def differences(before: Config, after: Config) -> str:
-    """The keys that shape a result and differ, with both values."""
-    old, new = to_dict(before), to_dict(after)
-    skip = {"tracking", "run", "cluster", "tune"}
-    lines = _differing(old, new, "", skip)
-    for section, keys in (("run", ("seed", "score_frames")), ("cluster", ("num_workers", "use_gpu"))):
-        was, now = ({key: values[section][key] for key in keys} for values in (old, new))
-        lines += _differing(was, now, f"{section}.", set())
-    return ", ".join(lines)
+    """The keys that shape a result and differ, with both values: those that make `identity` another one."""
+    return ", ".join(_differing(to_dict(_shaping(before)), to_dict(_shaping(after)), ""))
 
 
-def _differing(old: dict[str, Any], new: dict[str, Any], prefix: str, skip: set[str]) -> list[str]:
+def _differing(old: dict[str, Any], new: dict[str, Any], prefix: str) -> list[str]:
     lines: list[str] = []
     for key in new:
-        if key in skip:
-            continue
         if isinstance(new[key], dict):
-            lines += _differing(old[key], new[key], f"{prefix}{key}.", set())
+            lines += _differing(old[key], new[key], f"{prefix}{key}.")
         elif old[key] != new[key]:
             lines.append(f"{prefix}{key} was {old[key]!r}, now {new[key]!r}")
     return lines

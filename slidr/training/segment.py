@@ -182,8 +182,9 @@ def count_scans(
     """This worker's counts over its batches, per point and without the points of the ignored class.
 
     A sweep may be several neighbouring scans of a batch (see `ScanSource.votes`): then each point takes the class of
-    highest mean probability over them. `row_of_token` says which row a frame has. `write` is called with each
-    frame's token and the classes of its points.
+    highest mean probability over them. The probabilities are those among the classes that count: no loss teaches what
+    to give to the ignored one, so it must not weaken a vote. `row_of_token` says which row a frame has. `write` is
+    called with each frame's token and the classes of its points.
     """
     device = next(model.parameters()).device
     model.eval()
@@ -193,10 +194,10 @@ def count_scans(
     )
     for batch in batches:
         batch = batch.to(device)
-        probabilities = model(batch).float().softmax(1).index_select(0, batch.voxel_of_point)
+        probabilities = model(batch).float()[:, 1:].softmax(1).index_select(0, batch.voxel_of_point)
         for token, rows in _sweeps(batch):
             mean = torch.stack([probabilities[first:last] for first, last in rows]).mean(0)
-            predicted = predict(mean)
+            predicted = mean.argmax(1) + 1
             first, last = rows[0]
             labels, distance = batch.point_labels[first:last], batch.distance[first:last]
             if write is not None:

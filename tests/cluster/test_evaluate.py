@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from slidr.cli import main
-from slidr.cluster.evaluate import evaluate
+from slidr.cluster.evaluate import EvaluateStage, evaluate, evaluation_config
 from slidr.config import (
     ClusterConfig,
     Config,
@@ -28,6 +28,7 @@ from slidr.config import (
 )
 from slidr.data.frames import write_frames
 from slidr.data.labels import NUSCENES_CLASSES
+from slidr.data.loading import train_plan
 from slidr.data.nuscenes import read_frames
 from slidr.data.samples import scan_sample
 from slidr.metrics import ConfusionMatrix
@@ -52,7 +53,10 @@ def base(tiny_world: Path, frames: list[Frame], tmp_path_factory: pytest.TempPat
     torch.save({"model_points": MinkUNet14(1, 17, width=0.25).state_dict()}, folder / "student.pt")
     return Config(
         data=DataConfig(
-            root=str(tiny_world), frames=str(folder / "frames.parquet"), voxel=VoxelConfig(size=(0.4, 2.0, 0.4))
+            root=str(tiny_world),
+            frames=str(folder / "frames.parquet"),
+            voxel=VoxelConfig(size=(0.4, 2.0, 0.4)),
+            val_batch_size=2,  # two passes, of two sweeps and of one
         ),
         student=StudentConfig(name="minkunet14", width=0.25, out_channels=17),
         loss=LossConfig(names=("cross_entropy_lovasz",)),
@@ -156,6 +160,26 @@ def test_votes_change_predictions_but_not_what_is_counted(base: Config, alone: d
     assert voted["iou"] != alone["evaluation"]["iou"]
 
 
+def test_more_votes_than_a_batch_holds_are_taken_of_a_split_smaller_than_they_are(base: Config) -> None:
+    five = replace(base, evaluation=replace(base.evaluation, votes=5), cluster=ClusterConfig(num_workers=2))
+    config = evaluation_config(five)
+    assert config.data.val_batch_size == 5
+    train_plan(EvaluateStage().source(config))  # refuses a split that is smaller than a training batch
+    alone = evaluate(replace(five, cluster=ClusterConfig(num_workers=0)))
+    assert alone["evaluation"]["frames"] == 3
+
+
+@pytest.mark.parametrize("votes", [1, 2])
+def test_how_many_sweeps_share_a_pass_changes_no_score(base: Config, votes: int) -> None:
+    voting = replace(base, evaluation=replace(base.evaluation, votes=votes))
+    scores = []
+    for size, expected in ((1, votes), (5, 5 if votes == 1 else 4)):
+        config = replace(voting, data=replace(voting.data, val_batch_size=size))
+        assert evaluation_config(config).data.val_batch_size == expected
+        scores.append(evaluate(config)["evaluation"])
+    assert scores[0] == scores[1]
+
+
 def test_an_unlabelled_split_gives_a_submission_and_no_scores(
     base: Config, frames: list[Frame], tiny_world: Path, tmp_path: Path
 ) -> None:
@@ -170,6 +194,22 @@ def test_an_unlabelled_split_gives_a_submission_and_no_scores(
     written = np.fromfile(tmp_path / "out/lidarseg/test" / f"{frames[0].lidar_token}_lidarseg.bin", np.uint8)
     assert np.array_equal(written, predictions(base, frames[0])[0])
     assert (tmp_path / "out/test/submission.json").exists()
+
+
+def test_a_submission_that_lost_a_file_is_written_again_and_a_whole_one_is_not(base: Config, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    config = replace(base, evaluation=replace(base.evaluation, submission=str(folder)))
+    first = evaluate(config)
+    files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert len(files) == 3 + 1
+    for lost in (next(path for path in files if path.suffix == ".bin"), folder / "val" / "submission.json"):
+        lost.unlink()
+        again = evaluate(config)
+        assert again["evaluation"] == first["evaluation"]
+        assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == files
+    written = {path: path.stat().st_mtime_ns for path in files}
+    assert evaluate(config) == again
+    assert {path: path.stat().st_mtime_ns for path in files} == written
 
 
 def test_a_checkpoint_of_another_number_of_classes_is_refused_by_file_and_numbers(base: Config, tmp_path: Path) -> None:

@@ -66,6 +66,9 @@ def test_a_sweep_of_no_whole_number_of_points_is_refused(tmp_path: Path, columns
     path.write_bytes(cloud.tobytes()[:-3])
     with pytest.raises(DataError, match=rf"x\.bin: truncated: {7 * size - 3} bytes .* {size} bytes"):
         images.read_sweep(path, columns)
+    path.write_bytes(b"")
+    with pytest.raises(DataError, match=r"x\.bin: is empty"):
+        images.read_sweep(path, columns)
 
 
 def test_labels_of_another_number_of_points_are_refused(tmp_path: Path) -> None:

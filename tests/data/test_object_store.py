@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from slidr.cli import main
 from slidr.cluster.superpixels import compute_map, folder_of, missing_maps
 from slidr.config import DataConfig, SuperpixelConfig
 from slidr.data import storage
@@ -23,6 +24,8 @@ from slidr.data.nuscenes import read_frames
 from slidr.data.samples import pair_sample
 from slidr.data.storage import DataError
 from slidr.models.files import WeightsError, read_checkpoint, write_checkpoint
+from slidr.models.minkunet import MinkUNet14
+from slidr.models.weights import load_student
 from slidr.types import Frame
 
 
@@ -159,3 +162,14 @@ def test_a_checkpoint_in_an_object_store_is_read_and_named_like_one_here(bucket:
         read_checkpoint(remote)
     with pytest.raises(WeightsError, match=r"s3://bucket/data/absent\.pt.*cannot be read"):
         read_checkpoint(storage.join(bucket, "absent.pt"))
+
+
+@pytest.mark.parametrize(("form", "name"), [("slidr", "run-slidr.pt"), ("safetensors", "run.safetensors")])
+def test_a_student_in_an_object_store_is_exported_beside_itself(bucket: str, form: str, name: str) -> None:
+    source = MinkUNet14(1, 64, width=0.25)
+    run = storage.join(bucket, "runs", "run.pt")
+    write_checkpoint(run, {"student": source.state_dict(), "epoch": 1})
+    assert main(["export", run, "--format", form]) == 0
+    back = MinkUNet14(1, 64, width=0.25)
+    load_student(back, storage.join(bucket, "runs", name))
+    assert all(torch.equal(back.state_dict()[n], value) for n, value in source.state_dict().items())

@@ -299,14 +299,20 @@ def test_damage_is_refused_by_the_file_at_fault(
         )
 
 
-def test_an_empty_sweep_makes_an_empty_sample(
+def test_a_sweep_of_one_point_high_above_makes_a_sample_without_pairs_and_an_empty_one_none(
     world_frames: list[Frame], world: DataConfig, maps: str, tiny_world: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(tiny_world / "samples", tmp_path / "samples")
-    (tmp_path / world_frames[0].lidar_path).write_bytes(b"")
+    sweep = tmp_path / world_frames[0].lidar_path
     data = replace(world, root=str(tmp_path))
-    for student in ("minkunet34c", "voxelnet"):
+    # In no camera's view, and above VoxelNet's grid.
+    sweep.write_bytes(np.array([[0, 0, 50, 1, 0]], np.float32).tobytes())
+    for student, voxels in (("minkunet34c", 1), ("voxelnet", 0)):
         for training in (True, False):
             sample = sample_of(world_frames[0], data, maps, student=student, training=training)  # type: ignore[arg-type]
-            assert len(sample.coordinates) == len(sample.point_index) == len(sample.pixel_index) == 0
+            assert len(sample.coordinates) == voxels
+            assert len(sample.point_index) == len(sample.pixel_index) == 0
             assert sample.images.shape == (6, 3, 56, 104)
+    sweep.write_bytes(b"")
+    with pytest.raises(DataError, match=r"LIDAR_TOP.*\.bin: is empty"):
+        sample_of(world_frames[0], data, maps)

@@ -48,7 +48,8 @@ def test_semantic_kitti_predictions_have_the_benchmarks_place_and_size_and_read_
     real_semantic_kitti: Path, tmp_path: Path
 ) -> None:
     submission = Submission("semantic_kitti", str(tmp_path), "train")
-    for frame in read_kitti(str(real_semantic_kitti)):
+    frames = read_kitti(str(real_semantic_kitti))
+    for frame in frames:
         points = (real_semantic_kitti / frame.lidar_path).stat().st_size // 16
         assert frame.label_path is not None
         truth = real_semantic_kitti / frame.label_path
@@ -61,6 +62,9 @@ def test_semantic_kitti_predictions_have_the_benchmarks_place_and_size_and_read_
         assert np.array_equal(back, known)
     submission.close()
     assert {file.suffix for file in tmp_path.rglob("*") if file.is_file()} == {".label"}
+    assert submission.missing(frames) == []
+    path.unlink()
+    assert submission.missing(frames) == [str(path)]
 
 
 def test_every_class_of_semantic_kitti_survives_the_round_trip(real_semantic_kitti: Path, tmp_path: Path) -> None:

@@ -10,10 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from weight_states import same, student
 
+from slidr.cli import main
 from slidr.models.download import PUBLISHED, default_cache, resolve, weights_names
-from slidr.models.files import WeightsError
+from slidr.models.files import WeightsError, read_checkpoint
 from slidr.models.teachers import TEACHERS, build_teacher
+from slidr.models.weights import load_student, weights_digest
 
 
 class Files(http.server.BaseHTTPRequestHandler):
@@ -153,3 +157,37 @@ def test_the_cache_follows_its_variable(monkeypatch: pytest.MonkeyPatch, tmp_pat
 def test_a_file_url_is_a_path(tmp_path: Path) -> None:
     (tmp_path / "my weights.pth").write_bytes(b"w")
     assert resolve((tmp_path / "my weights.pth").as_uri()) == tmp_path / "my weights.pth"
+
+
+def test_a_student_at_a_url_is_downloaded_once_loaded_and_exported(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLIDR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    source = student(seed=1)
+    torch.save({"model_points": source.state_dict()}, tmp_path / "here.pt")
+    Files.contents["/s.pt"] = (tmp_path / "here.pt").read_bytes()
+    url = f"{server}/s.pt?token=hush"
+    for where in (url, (tmp_path / "here.pt").as_uri()):
+        module = student(seed=2)
+        load_student(module, where)
+        assert same(module, source.state_dict())
+    assert weights_digest(url) == hashlib.sha256(Files.contents["/s.pt"]).hexdigest()
+    assert main(["export", url, "--format", "slidr"]) == 0  # beside it one cannot write
+    exported = read_checkpoint(tmp_path / "s-slidr.pt")["model_points"]
+    assert all(torch.equal(exported[name], value) for name, value in source.state_dict().items())
+    assert Files.requests == ["/s.pt?token=hush"]
+    Files.contents["/other.pt"] = b"<html>"
+    with pytest.raises(WeightsError, match="no checkpoint of torch"):
+        load_student(module, f"{server}/other.pt")
+    with pytest.raises(WeightsError, match=r"s\.pt: its last layer has 64 outputs") as refused:
+        load_student(student(out_channels=17), url)
+    assert "hush" not in str(refused.value)
+    with pytest.raises(WeightsError, match=r"cannot download .*/none\.pt"):
+        load_student(module, f"{server}/none.pt")
+
+
+def test_a_student_in_a_storage_that_nobody_knows_is_refused_with_what_to_use() -> None:
+    for use in (lambda: load_student(student(), "ftp://host/s.pt"), lambda: weights_digest("ftp://host/s.pt")):
+        with pytest.raises(WeightsError, match=r"ftp:// is no storage that can be read here; use s3:// or a path"):
+            use()

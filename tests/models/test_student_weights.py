@@ -127,6 +127,10 @@ def test_a_checkpoint_without_a_head_loads_only_for_fine_tuning(student_state: S
             to_dict(Config()) | {"data": {"voxel": {"size": [0.2, 1.0, 0.2], "cylindrical": True}}},
             r"voxel_size \[0.2, 1.0, 0.2\], this run has \(0.1, 1.0, 0.1\)",
         ),
+        (
+            {"data": {"voxel": {"size": [0.1, 1.0, 0.1], "cylindrical": True, "azimuth_wrap": True}}},
+            r"azimuth_wrap True, this run has False",
+        ),
     ],
 )
 def test_other_voxels_are_an_error_with_both_values(

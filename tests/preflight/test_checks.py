@@ -10,14 +10,19 @@ from collections import namedtuple
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
+import torch
 
 from slidr import cli
+from slidr.cluster.evaluate import evaluation_config
+from slidr.cluster.finetune import finetune
 from slidr.cluster.session import Node
 from slidr.cluster.superpixels import folder_of
-from slidr.config import ClusterConfig, Config, LossConfig, TuneConfig, dump
-from slidr.data.frames import FrameTable, read_frames, write_frames
+from slidr.config import ClusterConfig, Config, EvaluationConfig, LossConfig, TuneConfig, dump
+from slidr.data.frames import FrameTable, write_frames
+from slidr.data.storage import DataError
 from slidr.preflight import checks, doctor
 from slidr.preflight.doctor import PreflightError, preflight
 from slidr.stages import console
@@ -127,25 +132,6 @@ def test_weights_that_are_not_where_the_config_says_are_an_error_and_a_download_
     assert [finding.name for finding in checks.weights(labelled(prepared))] == []  # no teacher
 
 
-def test_fine_tuning_needs_labels_and_no_images(spoilable: Config) -> None:
-    config = labelled(spoilable)
-    table = FrameTable.open(config.data.frames)
-    shutil.rmtree(Path(config.data.root, "samples", "CAM_FRONT"))
-    assert checks.data_root(spoilable, 2).status == checks.listing(spoilable).status == "error"
-    assert checks.data_root(config, 2).status == checks.listing(config).status == "ok"
-    label = Path(config.data.root, table.label_paths[0])
-    label.write_bytes(label.read_bytes()[:-1])
-    assert label.name in checks.data_root(config, 2).what
-    assert checks.listing(config).status == "ok"
-    label.unlink()
-    assert checks.data_root(config, 2).status == checks.listing(config).status == "error"
-    frames = read_frames(config.data.frames)
-    write_frames([replace(frames[0], label_path=None), *frames[1:]], config.data.frames)
-    finding = checks.frame_table(config)
-    assert (finding.status, finding.what[:7]) == ("error", "1 of 6 ")
-    assert checks.frame_table(spoilable).status == "ok"
-
-
 def test_a_running_cluster_is_asked_what_it_has(prepared: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     config = replace(prepared, cluster=replace(prepared.cluster, address="auto", num_workers=2))
     monkeypatch.setattr(checks.session, "start", lambda cluster: False)
@@ -200,6 +186,73 @@ def test_damage_in_the_data_root_is_named(spoilable: Config, damage: str) -> Non
     assert found.status == "error"
     assert str(hurt) in found.what
     assert checks.listing(spoilable).status == ("error" if damage == "missing" else "ok")
+
+
+def finetuning(config: Config) -> Config:
+    """A config that learns from the labels of the same frames."""
+    return replace(
+        config,
+        student=replace(config.student, out_channels=17),
+        loss=LossConfig(names=("cross_entropy_lovasz",)),
+        evaluation=EvaluationConfig(checkpoint=str(Path(config.data.root) / "student.pt")),
+    )
+
+
+def test_fine_tuning_looks_for_labels_and_needs_no_image(spoilable: Config) -> None:
+    config = replace(finetuning(spoilable), tune=TuneConfig(methods=("random",)))
+    shutil.rmtree(folder_of(config.superpixels))
+    for image in Path(config.data.root).rglob("*.jpg"):
+        image.unlink()
+    for stage in (None, "finetune", "tune"):
+        assert {f.name: f.what for f in checks.cheap(config, stage) if f.status != "ok"} == {}
+    assert {f.name: f.what for f in checks.thorough(config) if f.status != "ok"} == {}
+    assert by_name(checks.cheap(config, "superpixels"))["data root"].status == "error"  # that job cuts images
+    table = FrameTable.open(config.data.frames)
+    frame = table.select("parametrize")[0]
+    labels = Path(config.data.root, str(frame.label_path))
+    points = labels.stat().st_size
+    labels.write_bytes(b"\x18" * (points - 1))
+    found = by_name(checks.cheap(config, "finetune"))["data root"]
+    assert found.status == "error"
+    assert f"{labels}: holds {points - 1} labels for a sweep of {points} points" in found.what
+    labels.unlink()
+    assert str(labels) in by_name(checks.cheap(config, "finetune"))["data root"].what
+    assert by_name(checks.thorough(config))["files"].status == "error"
+
+
+def test_a_frame_without_labels_stops_fine_tuning_before_it_starts(spoilable: Config) -> None:
+    config = finetuning(spoilable)
+    frames = list(FrameTable.open(config.data.frames))
+    blind = [replace(f, label_path=None) if {"verify", "test"} & set(f.splits) else f for f in frames]
+    write_frames(blind, config.data.frames)
+    first = next(frame for frame in blind if frame.label_path is None)
+    finding = by_name(checks.cheap(config, "finetune"))["labels"]
+    assert finding.status == "error"
+    for what in (first.lidar_path, first.token, "2 of 2 frames of verify"):
+        assert what in finding.what
+    with pytest.raises(DataError, match=r"2 of 2 frames of verify"):
+        finetune(config, progress=False)
+    assert not Path(config.run.folder).exists()
+
+
+def test_an_evaluation_looks_for_the_labels_of_its_split_where_it_has_some(spoilable: Config) -> None:
+    config = finetuning(spoilable)
+    torch.save({"model_points": {}}, str(config.evaluation.checkpoint))
+    frames = list(FrameTable.open(config.data.frames))
+    blind = [replace(f, label_path=None, splits=("test",)) if "val" in f.splits else f for f in frames]
+    write_frames([*blind, *(f for f in frames if "val" in f.splits)], config.data.frames)
+    val = [frame for frame in frames if "val" in frame.splits]
+    Path(config.data.root, str(val[0].label_path)).unlink()
+
+    def findings(split: Literal["val", "verify", "test"]) -> dict[str, checks.Finding]:
+        wanted = replace(config.evaluation, split=split, submission="predictions")
+        return by_name(checks.cheap(evaluation_config(replace(config, evaluation=wanted)), "evaluate"))
+
+    assert findings("verify")["data root"].status == "ok"
+    assert findings("val")["data root"].status == "error"
+    assert findings("test")["data root"].status == "ok"
+    assert "labels" not in findings("test")
+    assert "disk: run.folder" not in findings("val")
 
 
 def test_superpixels_that_are_missing_stop_training_and_are_a_warning_before(spoilable: Config) -> None:

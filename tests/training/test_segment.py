@@ -17,7 +17,7 @@ from slidr.metrics import ConfusionMatrix
 from slidr.models.minkunet import MinkUNet14
 from slidr.models.weights import WeightsError
 from slidr.training.optim import build_optimizer, set_learning_rate
-from slidr.training.segment import SegmentTask, count_scans, predict
+from slidr.training.segment import Segmenter, SegmentTask, count_scans, predict
 from slidr.types import ScanBatch, ScanSample
 
 CLASSES = 17
@@ -218,9 +218,31 @@ def test_votes_of_a_sweep_are_averaged_as_probabilities_per_point() -> None:
     written: dict[str, torch.Tensor] = {}
     counts = count_scans(task.model, [batch(first, second)], {"a": 0}, CLASSES, written.__setitem__)
     with torch.no_grad():
-        both = [task.model(batch(s)).softmax(1)[torch.from_numpy(s.voxel_of_point)] for s in (first, second)]
-    expected = predict((both[0] + both[1]) / 2)
+        both = [task.model(batch(s))[:, 1:].softmax(1)[torch.from_numpy(s.voxel_of_point)] for s in (first, second)]
+    expected = 1 + ((both[0] + both[1]) / 2).argmax(1)
     assert torch.equal(written["a"], expected)
     once = ConfusionMatrix(CLASSES)
     once.update(expected, first.point_labels)
     assert torch.equal(counts.frames[0], once.counts)
+
+
+def test_what_a_vote_gives_to_the_ignored_class_does_not_weaken_it() -> None:
+    # Of the classes that count, the first vote is sure of 1 and the second leans to 2; nearly all else it ignores.
+    votes = torch.tensor([[8.0, 4.0, 0.0], [0.0, 0.0, 0.5]])
+
+    class Answers(Segmenter):
+        def forward(self, batch: ScanBatch) -> torch.Tensor:
+            return votes
+
+    one = ScanSample(
+        token="a",
+        coordinates=np.zeros((1, 3), np.int32),
+        features=np.zeros((1, 1), np.float32),
+        voxel_of_point=np.zeros(1, np.int64),
+        voxel_labels=np.ones(1, np.int64),
+        point_labels=np.ones(1, np.int64),
+        distance=np.zeros(1, np.float32),
+    )
+    assert votes.softmax(1).mean(0)[1:].argmax() + 1 == 2  # with the ignored class in it the lean would win
+    counts = count_scans(Answers(torch.nn.Linear(1, 1)), [batch(one, one)], {"a": 0}, 3)
+    assert counts.frames[0].nonzero().tolist() == [[1, 1]]
