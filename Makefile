@@ -1,6 +1,7 @@
 # make demo   the main job on a synthetic world: nothing needed but git, make and Python 3.11 or 3.12
 # make tune-demo   the learning-rate search for two label fractions, on the same world
 # make test   ruff, the type checker and pytest, in an environment of its own making
+# make chaos  kills a search's driver and workers on clusters of real processes, and compares what they find
 VENV   := .venv
 BIN    := $(VENV)/bin
 PYTHON := $(shell for p in python3.11 python3.12 python3; do \
@@ -8,7 +9,7 @@ PYTHON := $(shell for p in python3.11 python3.12 python3; do \
 
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo tune-demo test lint install lock container-check clean
+.PHONY: demo tune-demo test chaos lint install lock container-check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/slidr demo configs/demo.yaml
@@ -23,6 +24,9 @@ tune-demo: $(VENV)/.installed
 
 test: lint
 	$(BIN)/python -m pytest
+
+chaos: $(VENV)/.installed
+	$(BIN)/python -m pytest -m chaos
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

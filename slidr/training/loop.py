@@ -123,9 +123,9 @@ def fit(
                 log(run.step, {**values, **meter.read(device)})
         if ends_epoch:
             improved = run.validate()
-            run.metrics["loss"] = values["loss"]  # of the epoch's last step, over all workers
             if workers.rank() == 0:
                 log(run.step, {**run.metrics, "epoch": run.step / loader.steps_per_epoch})
+            run.metrics["loss"] = values["loss"]  # of the epoch's last step, over all workers; it is logged already
             run.save(best=improved)
             meter.reset()
             ended = run.step % loader.steps_per_epoch == 0 and enough(run.epoch, run.metrics)

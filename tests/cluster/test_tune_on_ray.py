@@ -28,7 +28,7 @@ from slidr.training.checkpoint import CheckpointFolder
 
 __all__ = ["one_thread"]
 pytestmark = [
-    pytest.mark.ray,
+    pytest.mark.chaos,
     pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="finds processes in Linux's /proc"),
 ]
 ROOT = Path(__file__).resolve().parents[2]
