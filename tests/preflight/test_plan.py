@@ -99,6 +99,16 @@ def test_a_config_with_a_search_is_planned_as_one(
     assert planned["notes"][0] == f"50 % of the labels: at most 4 steps a trial, {2 * counts['train'][0]} a final"
 
 
+@pytest.mark.parametrize(("option", "value"), [("nodes", "0"), ("cpus", "0"), ("gpus", "-1")])
+def test_a_cluster_of_nothing_is_refused(
+    option: str, value: str, prepared: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(dump(prepared))
+    assert cli.main(["plan", str(path), "--nodes", "2", f"--{option}", value]) == 1
+    assert f"--{option}: got {value}, expected at least" in capsys.readouterr().err
+
+
 def test_what_nobody_measured_is_said_so(prepared: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(dump(prepared))
