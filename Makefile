@@ -1,7 +1,7 @@
 # make demo   the main job on a synthetic world: nothing needed but git, make and Python 3.11 or 3.12
 # make tune-demo   the learning-rate search for two label fractions, on the same world
 # make test   ruff, the type checker and pytest, in an environment of its own making
-# make chaos  kills a search's driver and workers on clusters of real processes, and compares what they find
+# make chaos  kills drivers, workers and nodes, damages checkpoints, fills a disk, and compares with undisturbed runs
 VENV   := .venv
 BIN    := $(VENV)/bin
 PYTHON := $(shell for p in python3.11 python3.12 python3; do \
