@@ -38,6 +38,7 @@ DOORS: dict[str, set[str]] = {
     "matplotlib": {"report"},
     "yaml": {"config/codec"},
     "triton": {"sparse/triton_kernels"},
+    "llvmlite": {"sparse/cpu_kernels"},
 }
 
 # Rooms that must run where there is only torch and numpy.

@@ -1,8 +1,9 @@
-"""Which algorithm computes a sparse convolution: gather or Triton, as measured on this device.
+"""Which algorithm computes a sparse convolution.
 
-Every device can gather. Triton's kernels run on CUDA from compute capability 8 on, where triton is installed; there
-the first call of every (direction, dtype, kernel, channels, size class) times both and keeps the faster one for the
-life of the process. SLIDR_SPARSE=gather or =triton forces one: a forced choice makes runs repeat bit for bit.
+Every device can gather. On the CPU its own kernels run wherever they can (`cpu_kernels.suits`): a rule, not a
+measurement, so that runs repeat. Triton's kernels run on CUDA from compute capability 8 on, where triton is installed;
+there the first call of every (direction, dtype, kernel, channels, size class) times both and keeps the faster one for
+the life of the process. SLIDR_SPARSE=gather, =cpu or =triton forces one: on CUDA a forced choice makes runs repeat.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from slidr.sparse import cpu_kernels
 from slidr.sparse.kernel_map import KernelMap
 
-Algorithm = Literal["gather", "triton"]
+Algorithm = Literal["gather", "cpu", "triton"]
 Direction = Literal["forward", "input gradient", "weight gradient"]
 SWITCH = "SLIDR_SPARSE"
 _RUNS = 5
@@ -40,19 +42,26 @@ def choose(
 
     Raises `ValueError` where the environment forces an algorithm that does not exist or cannot run here.
     """
+    if measure is None and by_cpu_kernels(x, weight):
+        return "cpu"
     forced = _forced(x)
     if forced is not None:
-        return forced
+        return forced if forced != "cpu" else "gather"  # what the CPU's kernels cannot run, gathering can
     if measure is None:
         if not runs_triton(x, weight, kernel_map):
             return "gather"
         measure = _milliseconds
     key = _class_of(direction, x, weight, kernel_map)
     if key not in _fastest:
-        times = {name: measure(run) for name, run in candidates.items()}
+        times: dict[Algorithm, float] = {name: measure(run) for name, run in candidates.items() if name != "cpu"}
         _fastest[key] = min(times, key=times.__getitem__)
         _log.debug("%s: %s", key, times)
     return _fastest[key]
+
+
+def by_cpu_kernels(x: Tensor, weight: Tensor) -> bool:
+    """Whether the CPU's kernels compute this convolution: wherever they can, unless another algorithm is forced."""
+    return _forced(x) in (None, "cpu") and cpu_kernels.suits(x, weight)
 
 
 def runs_triton(x: Tensor, weight: Tensor, kernel_map: KernelMap) -> bool:
@@ -73,6 +82,11 @@ def _forced(x: Tensor) -> Algorithm | None:
         return None
     if value not in get_args(Algorithm):
         raise ValueError(f"{SWITCH}: got {value!r}, expected one of {list(get_args(Algorithm))}, or leave it unset")
+    if value == "cpu" and not cpu_kernels.available():
+        raise ValueError(
+            f"{SWITCH}=cpu: needs llvmlite and a processor with fused multiply-adds; pip install llvmlite, or leave "
+            f"{SWITCH} unset"
+        )
     if value == "triton" and not _has_triton():
         raise ValueError(f"{SWITCH}=triton: triton is not installed; install it or leave {SWITCH} unset")
     if value == "triton" and not x.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":

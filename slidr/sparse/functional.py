@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from slidr.sparse import gather
-from slidr.sparse.choice import Algorithm, choose
+from slidr.sparse import cpu_kernels, gather
+from slidr.sparse.choice import Algorithm, by_cpu_kernels, choose
 from slidr.sparse.kernel_map import KernelMap
 
 Candidates = dict[Algorithm, Callable[[], Any]]
@@ -34,6 +34,15 @@ def sparse_conv(x: Float[Tensor, "V C"], weight: Float[Tensor, "K C D"], kernel_
     if x.shape[1] < NARROW:
         return _narrow_conv(x, weight, kernel_map)
     return _SparseConv.apply(x, weight, kernel_map)
+
+
+def pointwise_conv(
+    x: Float[Tensor, "V C"], weight: Float[Tensor, "C D"], every_row: Callable[[], KernelMap]
+) -> Float[Tensor, "V D"]:
+    """``x @ weight``; on the CPU by its kernels, which beat the BLAS there. `every_row` pairs every row with itself."""
+    if by_cpu_kernels(x, weight[None]) and not torch.is_autocast_enabled(x.device.type):
+        return _SparseConv.apply(x, weight[None], every_row())
+    return x @ weight
 
 
 def _narrow_conv(x: Tensor, weight: Tensor, kernel_map: KernelMap) -> Tensor:
@@ -56,6 +65,7 @@ class _SparseConv(torch.autograd.Function):
         ctx.kernel_map = kernel_map
         candidates: Candidates = {
             "gather": lambda: gather.convolve(x, weight, kernel_map),
+            "cpu": lambda: cpu_kernels.convolve(x, weight, kernel_map),
             "triton": lambda: _triton().convolve(x, weight, kernel_map),
         }
         return candidates[choose("forward", x, weight, kernel_map, candidates)]()
@@ -68,10 +78,12 @@ class _SparseConv(torch.autograd.Function):
         x_wanted, weight_wanted, _ = ctx.needs_input_grad
         of_x: Candidates = {
             "gather": lambda: gather.gradients(x, weight, grad, kernel_map, True, False)[0],
+            "cpu": lambda: cpu_kernels.input_gradient(weight, grad, kernel_map),
             "triton": lambda: _triton().input_gradient(weight, grad, kernel_map),
         }
         of_weight: Candidates = {
             "gather": lambda: gather.gradients(x, weight, grad, kernel_map, False, True)[1],
+            "cpu": lambda: cpu_kernels.weight_gradient(x, weight, grad, kernel_map),
             "triton": lambda: _triton().weight_gradient(x, weight, grad, kernel_map),
         }
         x_by = choose("input gradient", x, weight, kernel_map, of_x) if x_wanted else None

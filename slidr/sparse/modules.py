@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from slidr.sparse.functional import norm_relu, sparse_conv
+from slidr.sparse.functional import norm_relu, pointwise_conv, sparse_conv
 from slidr.sparse.tensor import SparseTensor, concatenate
 
 
@@ -48,7 +48,7 @@ class Convolution(_Kernel):
     def forward(self, x: SparseTensor) -> SparseTensor:
         stride = x.stride
         if self.kernel_size == 1:
-            features = x.features @ self.kernel
+            features = pointwise_conv(x.features, self.kernel, lambda: x.manager.submanifold(x.stride, cube(1)))
         elif self.stride == 1:
             features = sparse_conv(x.features, self.kernel, x.manager.submanifold(x.stride, cube(self.kernel_size)))
         else:

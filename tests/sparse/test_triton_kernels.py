@@ -293,17 +293,6 @@ def test_the_faster_algorithm_is_measured_once_for_each_size_class_and_direction
     assert len(asked) == 6
 
 
-@pytest.mark.usefixtures("nothing_measured")
-def test_the_cpu_gathers_without_measuring() -> None:
-    kernel_map = maps()["submanifold"]
-    x, weight, _ = (t.cpu() for t in operands(kernel_map, 8, 8, torch.float32))
-
-    def never() -> None:
-        raise AssertionError("was run")
-
-    assert choice.choose("forward", x, weight, kernel_map, {"gather": never, "triton": never}) == "gather"
-
-
 def test_a_forced_algorithm_that_does_not_exist_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(choice.SWITCH, "fast")
     kernel_map = maps()["submanifold"]

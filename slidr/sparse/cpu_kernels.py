@@ -1,0 +1,250 @@
+"""Sparse convolution on the CPU without gathering: kernels compiled for this processor at first use. llvmlite's door.
+
+float32, channel counts that are multiples of 8. Beside `gather.py` nothing is copied and no product is stored, and the
+multiply-adds run on the processor's widest vectors. Needs no compiler: LLVM comes inside a pip package.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.util
+import platform
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from slidr.sparse.cpu_ir import AVX2, AVX512, CONVOLVE, NEON, WEIGHT_GRADIENT, Shape, module, panels
+from slidr.sparse.kernel_map import KernelMap
+
+_TILE_FLOATS = 2**17  # of a tile of output rows: half a megabyte, which a core's cache holds
+_BLOCK, _CHUNK = 64, 256  # channels and pairs whose rows the weight gradient keeps in the cache
+
+
+def suits(x: Tensor, weight: Tensor) -> bool:
+    """Whether these kernels can run this convolution: float32 on a CPU they know, channels in multiples of 8."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and weight.dtype == torch.float32
+        and weight.shape[1] % 8 == 0
+        and weight.shape[2] % 8 == 0
+        and available()
+    )
+
+
+@functools.cache
+def available() -> bool:
+    """Whether llvmlite is installed and this processor has fused multiply-adds."""
+    return importlib.util.find_spec("llvmlite") is not None and _shape() is not None
+
+
+def convolve(x: Float[Tensor, "V C"], weight: Float[Tensor, "K C D"], kernel_map: KernelMap) -> Float[Tensor, "W D"]:
+    """out[o] = sum over the pairs (i, o, k) of x[i] @ weight[k]."""
+    offsets, channels, columns = weight.shape
+    x, weight = x.contiguous(), weight.contiguous()
+    tiles = tiles_of(kernel_map, columns)
+    out = x.new_empty(kernel_map.num_outputs, columns)
+    cut = _Panels(columns)
+    _kernels().run(
+        "convolve",
+        {
+            "tasks": tiles.count,
+            "x": x,
+            "w": weight,
+            "out": out,
+            "input_rows": tiles.input_rows,
+            "output_rows": tiles.output_rows,
+            "bounds": tiles.bounds,
+            "channels": channels,
+            "columns": columns,
+            "offsets": offsets,
+            "tile_rows": tiles.rows,
+            "rows": kernel_map.num_outputs,
+            **cut.arguments,
+        },
+    )
+    return out
+
+
+def input_gradient(
+    weight: Float[Tensor, "K C D"], grad: Float[Tensor, "W D"], kernel_map: KernelMap
+) -> Float[Tensor, "V C"]:
+    """dx[i] = sum over the pairs (i, o, k) of grad[o] @ weight[k]^T."""
+    return convolve(grad, weight.transpose(1, 2), kernel_map.transposed())
+
+
+def weight_gradient(
+    x: Float[Tensor, "V C"], weight: Float[Tensor, "K C D"], grad: Float[Tensor, "W D"], kernel_map: KernelMap
+) -> Float[Tensor, "K C D"]:
+    """dweight[k] = sum over the pairs (i, o, k) of x[i]^T grad[o]."""
+    offsets, channels, columns = weight.shape
+    x, grad = x.contiguous(), grad.contiguous()
+    out = torch.empty_like(weight, memory_format=torch.contiguous_format)
+    blocks = -(-channels // _BLOCK)
+    bounds = np.concatenate([[0], np.cumsum(kernel_map.counts)]).astype(np.int64)
+    cut = _Panels(columns)
+    _kernels().run(
+        "weight_gradient",
+        {
+            "tasks": offsets * blocks,
+            "x": x,
+            "g": grad,
+            "dw": out,
+            "input_rows": kernel_map.input_rows,
+            "output_rows": kernel_map.output_rows,
+            "bounds": bounds,
+            "channels": channels,
+            "columns": columns,
+            "block": _BLOCK,
+            "blocks": blocks,
+            "chunk": _CHUNK,
+            **cut.arguments,
+        },
+    )
+    return out
+
+
+@dataclass(frozen=True)
+class PairTiles:
+    """A map's pairs by offset and tile of output rows: those of (k, t) are ``bounds[k, t]`` to ``bounds[k, t + 1]``."""
+
+    input_rows: Int64[Tensor, " P"]
+    output_rows: Int64[Tensor, " P"]
+    bounds: Int64[Tensor, "K T+1"]
+    rows: int  # output rows of a tile
+
+    @property
+    def count(self) -> int:
+        return self.bounds.shape[1] - 1
+
+
+def tiles_of(kernel_map: KernelMap, columns: int) -> PairTiles:
+    """Tiles that fit the cache with `columns` channels and keep all threads busy, made once and kept with the map."""
+    busy = kernel_map.num_outputs // (4 * torch.get_num_threads())
+    rows = 2 ** (max(32, min(_TILE_FLOATS // columns, busy)).bit_length() - 1)
+    name = ("cpu tiles", rows)
+    if name not in kernel_map.kept:
+        kernel_map.kept[name] = _cut(kernel_map, rows)
+    return kernel_map.kept[name]
+
+
+def _cut(kernel_map: KernelMap, rows: int) -> PairTiles:
+    inputs, outputs, many = kernel_map.input_rows, kernel_map.output_rows, kernel_map.num_outputs
+    offset = torch.repeat_interleave(torch.arange(len(kernel_map.counts)), torch.tensor(kernel_map.counts))
+    place = offset * many + outputs
+    if bool((place[1:] < place[:-1]).any()):  # rows in no order of space
+        place, order = torch.sort(place, stable=True)
+        inputs, outputs = inputs[order], outputs[order]
+    edges = torch.arange(0, many + rows, rows).clamp(max=many)
+    first = torch.arange(len(kernel_map.counts))[:, None] * many
+    return PairTiles(inputs.contiguous(), outputs.contiguous(), torch.searchsorted(place, first + edges), rows)
+
+
+class _Panels:
+    """How columns are cut, as arguments; holds the arrays that these point to."""
+
+    def __init__(self, columns: int) -> None:
+        shape = _shape()
+        assert shape is not None
+        cut = np.array(panels(columns, shape), np.int64).T.copy()
+        self.arguments = {"panel_columns": cut[0], "panel_kinds": cut[1], "panels": cut.shape[1]}
+
+
+class Kernels:
+    """The compiled kernels of one shape, and the threads that run them."""
+
+    def __init__(self, shape: Shape) -> None:
+        import llvmlite.binding as llvm
+
+        llvm.initialize_native_target()
+        llvm.initialize_native_asmprinter()
+        machine = llvm.Target.from_default_triple().create_target_machine(
+            cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=3
+        )
+        compiled = llvm.parse_assembly(module(shape))
+        compiled.verify()
+        passes = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=3))
+        passes.getModulePassManager().run(compiled, passes)
+        self._engine = llvm.create_mcjit_compiler(compiled, machine)  # owns the code
+        self._engine.finalize_object()
+
+    def run(self, name: str, arguments: dict[str, Any]) -> None:
+        """Calls an entry point on as many threads as torch uses; returns when its tasks are done."""
+        order = {"convolve": CONVOLVE, "weight_gradient": WEIGHT_GRADIENT}[name]
+        values = np.array([0, *(_number(arguments[argument]) for argument in order[1:])], np.int64)
+        _in_parallel(self._engine.get_function_address(name), values.ctypes.data)
+
+
+def _number(value: int | Tensor | np.ndarray) -> int:
+    """A number, or the address of an array."""
+    if isinstance(value, Tensor):
+        return value.data_ptr()
+    return value.ctypes.data if isinstance(value, np.ndarray) else value
+
+
+@functools.cache
+def _kernels() -> Kernels:
+    shape = _shape()
+    assert shape is not None
+    return Kernels(shape)
+
+
+@functools.cache
+def _shape() -> Shape | None:
+    """The register tile for this processor; None where it lacks what the kernels need."""
+    if platform.machine().lower() in ("arm64", "aarch64"):
+        return NEON
+    import llvmlite.binding as llvm
+
+    has = llvm.get_host_cpu_features()
+    if has.get("avx512f", False):
+        return AVX512
+    return AVX2 if has.get("avx2", False) and has.get("fma", False) else None
+
+
+def _in_parallel(function: int, argument: int) -> None:
+    """Calls a compiled function on every thread of torch's own team, whose members would else spin beside ours."""
+    threads = torch.get_num_threads()
+    team = _team()
+    if threads == 1:
+        _callable(function)(argument)
+    elif team is not None:
+        team(function, argument, threads, 0)
+    else:
+        call = _callable(function)
+        others = [threading.Thread(target=call, args=(argument,)) for _ in range(threads - 1)]
+        for other in others:
+            other.start()
+        call(argument)
+        for other in others:
+            other.join()
+
+
+@functools.cache
+def _callable(function: int) -> Any:
+    return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(function)
+
+
+_OPENMP: Sequence[str] = ("libgomp.so.1", "libgomp-*.so*", "libomp.dylib")
+
+
+@functools.cache
+def _team() -> Any | None:
+    """``GOMP_parallel(function, argument, threads, flags)`` of the OpenMP library that torch brings along, if any."""
+    package = Path(torch.__file__).parent
+    for pattern in _OPENMP:
+        for path in [*(package / "lib").glob(pattern), *(package.parent / "torch.libs").glob(pattern)]:
+            call = getattr(ctypes.CDLL(str(path)), "GOMP_parallel", None)
+            if call is not None:
+                call.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+                call.restype = None
+                return call
+    return None
