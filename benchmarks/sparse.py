@@ -2,9 +2,11 @@
 
     python benchmarks/sparse.py [--threads 2] [--runs 7] [--out results/sparse.json]
 
-Runs of both engines alternate in one process, so that a busy machine slows both alike. GFLOP count the multiply-adds
-that the kernel maps ask for (2 per pair and weight); backward counts twice the forward. The GEMM peak is the best
-float32 matrix product measured between the runs. Peak memory is measured in a fresh process per engine.
+Runs alternate in one process, so that a busy machine slows all alike: the torch engine by its compiled CPU kernels
+("torch") and by gathering ("gather"), and MinkowskiEngine. GFLOP count the multiply-adds that the kernel maps ask for
+(2 per pair and weight); backward counts twice the forward. The GEMM peak is the best float32 matrix product measured
+between the runs, by torch.mm or by oneDNN, whichever is faster here. Peak memory is measured in fresh processes, each
+engine's the median of three.
 
 Where there is a CUDA device, a second table follows: training steps (maps, forward, backward, SGD) on a batch of four
 clouds under bfloat16 autocast, timed by CUDA events, with each algorithm of the torch engine forced and with the
@@ -66,7 +68,13 @@ def ring_voxels(beams: int = 32, columns: int = 1080, seed: int = 0) -> np.ndarr
     return np.unique(np.floor(np.concatenate(rows)).astype(np.int32), axis=0)
 
 
-def build(engine: Any) -> MinkUNet34C:
+ENGINES = {"torch": ("torch", ""), "gather": ("torch", "gather"), "minkowski": ("minkowski", "")}
+
+
+def build(name: str) -> MinkUNet34C:
+    """The network on the engine of a row, whose algorithm it also forces on this process."""
+    engine: Any
+    engine, os.environ[SWITCH] = ENGINES[name]
     torch.manual_seed(0)
     return MinkUNet34C(1, 64, engine=engine).train()
 
@@ -81,14 +89,20 @@ def one_step(model: MinkUNet34C, features: Tensor, coordinates: Tensor) -> tuple
     return middle - begin, time.perf_counter() - middle
 
 
-def gemm_peak(size: int = 2048) -> float:
-    """GFLOP/s of one float32 matrix product."""
+def gemm_peaks(size: int = 2048) -> dict[str, float]:
+    """GFLOP/s of one float32 matrix product by each library that torch brings along."""
     a, b = torch.randn(size, size), torch.randn(size, size)
-    out = torch.empty(size, size)
-    torch.mm(a, b, out=out)
-    begin = time.perf_counter()
-    torch.mm(a, b, out=out)
-    return 2 * size**3 / (time.perf_counter() - begin) / 1e9
+    products: dict[str, Callable[[], Tensor]] = {"torch.mm": lambda: torch.mm(a, b)}
+    if torch.backends.mkldnn.is_available():
+        # What torch.compile calls; torch.mm leaves float32 to the BLAS.
+        products["oneDNN"] = lambda: torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
+    found = {}
+    for name, product in products.items():
+        product()
+        begin = time.perf_counter()
+        product()
+        found[name] = 2 * size**3 / (time.perf_counter() - begin) / 1e9
+    return found
 
 
 def count_gflop(model: MinkUNet34C, features: Tensor, coordinates: Tensor) -> float:
@@ -132,14 +146,14 @@ def map_seconds(coordinates: Tensor) -> float:
 
 
 def peak_memory(engine: str, threads: int) -> float:
-    """MiB above the imported, built model that three training steps reach, measured in a process of their own."""
+    """MiB above the imported, built model that three training steps reach, each time in a process of its own."""
     code = (
         "import sys; sys.path.insert(0, 'benchmarks'); import sparse, torch;"
         f"torch.set_num_threads({threads}); m = sparse.build('{engine}'); f, c, _ = sparse.cloud();"
         "before = sparse.resident(); [sparse.one_step(m, f, c) for _ in range(3)]; print(sparse.high_water() - before)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return float(done.stdout.split()[-1])
+    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(3)]
+    return statistics.median(float(run.stdout.split()[-1]) for run in runs)
 
 
 def resident() -> float:
@@ -191,8 +205,8 @@ def measure_cuda(runs: int, clouds: int = 4) -> dict[str, Any]:
         "steps": {},
     }
     for algorithm in ("gather", "triton", "measured"):
-        os.environ[SWITCH] = algorithm if algorithm != "measured" else ""
         model = build("torch").cuda()
+        os.environ[SWITCH] = algorithm if algorithm != "measured" else ""
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
         torch.cuda.reset_peak_memory_stats()
         step = functools.partial(training_step, model, optimizer, features, coordinates)
@@ -211,9 +225,11 @@ def measure_cuda(runs: int, clouds: int = 4) -> dict[str, Any]:
 
 def distance_from_float32(features: Tensor, coordinates: Tensor) -> float:
     """Relative distance of bfloat16 features on the tensors' device from float32 ones on the CPU, in eval mode."""
+    forced = os.environ[SWITCH]
     model = build("torch").eval()
     with torch.no_grad():
         expected = model(SparseTensor(features.cpu(), coordinates.cpu())).features
+        os.environ[SWITCH] = forced
         with torch.autocast(features.device.type, torch.bfloat16):
             got = model.to(features.device)(SparseTensor(features, coordinates)).features
     return float((got.float().cpu() - expected).norm() / expected.norm())
@@ -235,22 +251,24 @@ def cuda_table(result: dict[str, Any]) -> str:
 def measure(threads: int, runs: int) -> dict[str, Any]:
     torch.set_num_threads(threads)
     features, coordinates, source = cloud()
-    engines = {"torch": build("torch")}
-    try:
-        engines["minkowski"] = build("minkowski")
-    except ImportError as error:
-        print(f"minkowski: skipped ({error})", file=sys.stderr)
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in engines}
-    for model in engines.values():
-        one_step(model, features, coordinates)
+    models = {}
+    for name in ENGINES:
+        try:
+            models[name] = build(name)
+            one_step(models[name], features, coordinates)
+        except ImportError as error:
+            print(f"{name}: skipped ({error})", file=sys.stderr)
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
     peaks, maps = [], []
     for _ in range(runs):
-        for name, model in engines.items():
+        for name, model in models.items():
+            os.environ[SWITCH] = ENGINES[name][1]
             times[name].append(one_step(model, features, coordinates))
-            peaks.append(gemm_peak())
+            peaks.append(gemm_peaks())
         maps.append(map_seconds(coordinates))
-    forward = count_gflop(engines["torch"], features, coordinates)
-    peak = max(peaks)
+    forward = count_gflop(models["torch"], features, coordinates)
+    best = {name: max(found[name] for found in peaks) for name in peaks[0]}
+    peak = max(best.values())
     result: dict[str, Any] = {
         "cloud": source,
         "voxels": len(coordinates),
@@ -260,6 +278,7 @@ def measure(threads: int, runs: int) -> dict[str, Any]:
         "processor": platform.machine(),
         "forward_gflop": forward,
         "gemm_peak_gflops": peak,
+        "gemm_gflops": best,
         "map_seconds": statistics.median(maps),
         "engines": {},
     }
@@ -285,7 +304,7 @@ def table(result: dict[str, Any]) -> str:
     lines = [
         f"MinkUNet34C, {result['voxels']} voxels ({result['cloud']}), {result['threads']} threads, "
         f"medians of {result['runs']}; forward {result['forward_gflop']:.1f} GFLOP, "
-        f"GEMM peak {result['gemm_peak_gflops']:.0f} GFLOP/s",
+        f"GEMM peak {' / '.join(f'{name} {gflops:.0f}' for name, gflops in result['gemm_gflops'].items())} GFLOP/s",
         f"{'engine':<10} {'forward s':>10} {'backward s':>11} {'sum s':>7} "
         f"{'GFLOP/s':>8} {'of peak':>8} {'peak MiB':>9}",
     ]

@@ -171,8 +171,7 @@ class Kernels:
         )
         compiled = llvm.parse_assembly(module(shape))
         compiled.verify()
-        passes = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=3))
-        passes.getModulePassManager().run(compiled, passes)
+        # Straight to machine code: written as it is, the optimizer's passes gain nothing and take three times as long.
         self._engine = llvm.create_mcjit_compiler(compiled, machine)  # owns the code
         self._engine.finalize_object()
 
