@@ -42,6 +42,7 @@ from slidr.models.files import WeightsError
 from slidr.models.teachers import TEACHERS
 from slidr.planning.costs import PACKAGED, read_costs
 from slidr.preflight.plan import has_search, images_to_cut, job_of, state_bytes
+from slidr.sparse import cpu_kernels
 from slidr.training.runs import folder_of as run_folder
 from slidr.types import Camera, Frame
 
@@ -138,12 +139,17 @@ def packages(installed: Callable[[str], str | None]) -> Iterable[Finding]:
 
 
 def engine(config: Config) -> Finding:
-    """The sparse engine that the config asks for can be imported."""
+    """The sparse engine that the config asks for can be imported, and is as fast as it can be here."""
     there = importlib.util.find_spec("MinkowskiEngine") is not None
     if config.student.engine == "minkowski" and not there:
         return Finding(
             "engine", "error", "student.engine: minkowski, but MinkowskiEngine is not installed",
             "tools/build_minkowski.sh, or --student.engine torch",
+        )  # fmt: skip
+    if config.student.engine == "torch" and not config.cluster.use_gpu and not cpu_kernels.available():
+        return Finding(
+            "engine", "warning", "torch, slowly: llvmlite or fused multiply-adds are missing",
+            "pip install llvmlite",
         )  # fmt: skip
     return Finding("engine", "ok", f"{config.student.engine}" + ("; minkowski is installed" if there else ""))
 

@@ -62,6 +62,16 @@ def test_an_engine_that_is_not_installed_is_an_error(prepared: Config, monkeypat
     assert (finding.status, "build_minkowski" in finding.next) == ("error", True)
 
 
+def test_an_engine_that_could_be_faster_is_a_warning_with_the_next_step(
+    prepared: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks.cpu_kernels, "available", lambda: False)
+    finding = checks.engine(prepared)
+    assert (finding.status, finding.next) == ("warning", "pip install llvmlite")
+    on_gpu = replace(prepared, cluster=replace(prepared.cluster, use_gpu=True))
+    assert checks.engine(on_gpu).status == "ok"
+
+
 def test_a_gpu_that_is_asked_for_here_and_missing_is_an_error(
     prepared: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
