@@ -20,7 +20,6 @@ import functools
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -162,8 +161,9 @@ def resident() -> float:
 
 
 def high_water() -> float:
-    """MiB resident at most so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    """MiB resident at most so far. (getrusage would count what the parent held when it forked.)"""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 2**10
 
 
 def batch_of(clouds: int) -> tuple[Tensor, Tensor]:

@@ -1,14 +1,15 @@
 """The CPU's convolution kernels as LLVM IR; `cpu_kernels.py` compiles and calls them.
 
-Two entry points, each called by every thread with the same arguments, an array of 64-bit numbers and addresses whose
+Three entry points, each called by every thread with the same arguments, an array of 64-bit numbers and addresses whose
 first is a counter from which threads draw their tasks:
 
     convolve         out[o] = sum over pairs (i, o, k) of x[i] @ w[k]; a task is a tile of output rows
     weight_gradient  dw[k] = sum over pairs (i, o, k) of x[i]^T g[o]; a task is an offset and a block of input channels
+    transpose        out[k] = w[k]^T; a task is an offset and a row of blocks
 
-At their heart is a tile of registers, `rows` by some vectors, that stays where it is while a loop multiplies and adds
-into it. Rows are read where they lie: nothing is gathered first, and no product is stored. Every sum runs in one order,
-whatever the number of threads and the width of the vectors, so results repeat bit for bit.
+At the heart of the first two is a tile of registers, `rows` by some vectors, that stays where it is while a loop
+multiplies and adds into it. Rows are read where they lie: nothing is gathered first, and no product is stored. Every
+sum runs in one order, whatever the number of threads and the width of the vectors, so results repeat bit for bit.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ CONVOLVE = ["counter", "tasks", "x", "w", "out", "input_rows", "output_rows", "b
 CONVOLVE += ["offsets", "tile_rows", "rows", *_SHARED]
 WEIGHT_GRADIENT = ["counter", "tasks", "x", "g", "dw", "input_rows", "output_rows", "bounds", "channels", "columns"]
 WEIGHT_GRADIENT += ["block", "blocks", "chunk", *_SHARED]
+TRANSPOSE = ["counter", "tasks", "w", "out", "channels", "columns", "blocks"]
 _ADDRESSES = {"x", "w", "out", "g", "dw", "input_rows", "output_rows", "bounds", "panel_columns", "panel_kinds"}
 _UNROLL = 4  # channels a turn of the inner loop
 
@@ -65,7 +67,7 @@ def module(shape: Shape) -> str:
     return "\n".join(
         [_panel(count, width, shape.rows) for count, width in shape.kinds]
         + [_outer(count, width, shape.rows) for count, width in shape.kinds]
-        + [_convolve(shape), _weight_gradient(shape), *declared]
+        + [_convolve(shape), _weight_gradient(shape), _transpose(), *declared]
         + ["declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)"]
         # Without it LLVM halves wide vectors on processors that it takes for slow at them.
         + ['attributes #0 = { nounwind "prefer-vector-width"="512" "min-legal-vector-width"="512" }\n']
@@ -304,6 +306,68 @@ panel.done:
 chunk.done:
   %q.more = icmp ult i64 %q.end, %last
   br i1 %q.more, label %chunk.begin, label %next
+exit:
+  ret void
+}}"""
+
+
+BLOCK = 8  # rows and columns of what is transposed in registers
+
+
+def _transpose() -> str:
+    """Block by block: rows are loaded, halves, quarters and eighths of pairs of them change places, columns stored."""
+    kind, lines, names = _v(BLOCK), [], [f"%r{i}" for i in range(BLOCK)]
+    for i in range(BLOCK):
+        lines += [
+            f"  %c{i} = add i64 %c, {i}",
+            f"  %co{i} = mul i64 %c{i}, %columns",
+            f"  %ca{i} = add i64 %co{i}, %column",
+        ]
+        lines += [f"  %cp{i} = getelementptr float, ptr %wk, i64 %ca{i}", f"  %r{i} = load {kind}, ptr %cp{i}, align 4"]
+    step = BLOCK // 2
+    while step:
+        for i in (i for i in range(BLOCK) if not i & step):
+            a, b = names[i], names[i + step]
+            low = [lane if not lane & step else BLOCK + lane - step for lane in range(BLOCK)]
+            high = [lane + step if not lane & step else BLOCK + lane for lane in range(BLOCK)]
+            for row, mask in ((i, low), (i + step, high)):
+                names[row] = f"%r{row}_{step}"
+                lanes = ", ".join(f"i32 {lane}" for lane in mask)
+                lines += [f"  {names[row]} = shufflevector {kind} {a}, {kind} {b}, <{BLOCK} x i32> <{lanes}>"]
+        step //= 2
+    for i in range(BLOCK):
+        lines += [
+            f"  %d{i} = add i64 %column, {i}",
+            f"  %do{i} = mul i64 %d{i}, %channels",
+            f"  %da{i} = add i64 %do{i}, %c",
+        ]
+        lines += [
+            f"  %dp{i} = getelementptr float, ptr %ok, i64 %da{i}",
+            f"  store {kind} {names[i]}, ptr %dp{i}, align 4",
+        ]
+    body = "\n".join(lines)
+    return f"""
+define void @transpose(ptr %arguments) #0 {{
+entry:
+{_arguments(TRANSPOSE)}
+  %matrix = mul i64 %channels, %columns
+  br label %next
+next:
+{_draw()}
+work:
+  %k = udiv i64 %task, %blocks
+  %b = urem i64 %task, %blocks
+  %column = mul i64 %b, {BLOCK}
+  %first = mul i64 %k, %matrix
+  %wk = getelementptr float, ptr %w, i64 %first
+  %ok = getelementptr float, ptr %out, i64 %first
+  br label %block
+block:
+  %c = phi i64 [ 0, %work ], [ %c.next, %block ]
+{body}
+  %c.next = add i64 %c, {BLOCK}
+  %more = icmp ult i64 %c.next, %channels
+  br i1 %more, label %block, label %next
 exit:
   ret void
 }}"""

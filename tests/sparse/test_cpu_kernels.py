@@ -148,6 +148,12 @@ def test_panels_cover_every_column_once_and_in_order(eighths: int, shape: Shape)
     assert covered == list(range(8 * eighths))
 
 
+@pytest.mark.parametrize("shape", [(27, 8, 8), (8, 24, 40), (1, 96, 16), (3, 256, 104)], ids=str)
+def test_every_matrix_is_transposed(shape: tuple[int, int, int]) -> None:
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(cpu_kernels.transpose(weight), weight.transpose(1, 2))
+
+
 def test_outputs_without_pairs_are_zero_and_so_are_gradients_of_offsets_without_pairs() -> None:
     nothing = torch.zeros(0, dtype=torch.int64)
     kernel_map = KernelMap(nothing, nothing, (0,) * 8, 3, 5)
