@@ -29,7 +29,6 @@ from slidr.training.runs import RunFolder, claim, folder_of, identity, require_s
 
 _log = logging.getLogger(__name__)
 _SEND_SECONDS = 10.0  # between looks at the journal of workers on other machines
-_PLACES_S = 10  # that an elastic group waits for the places it has asked for
 HELD_OUT: dict[Subset, str] = {"val": "data.val_split", "score": "run.score_frames"}
 
 
@@ -211,6 +210,7 @@ def _run_workers(config: Config, stage: Stage, run: tracking.RunHandle | None) -
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
+    from slidr.cluster.elastic import impatient, take_back_requests
     from slidr.cluster.failures import EndAtOnce, cause
 
     cluster = config.cluster
@@ -233,29 +233,11 @@ def _run_workers(config: Config, stage: Stage, run: tracking.RunHandle | None) -
         ),
     )
     try:
-        with _impatient() if cluster.elastic else contextlib.nullcontext():
+        take_back_requests(folder, trainer.train_run_context.run_id)  # type: ignore[attr-defined]
+        with impatient() if cluster.elastic else contextlib.nullcontext():
             trainer.fit()
     except Exception as error:
         raise TrainingFailed(_broke_off(folder, cause(error))) from error
-
-
-@contextlib.contextmanager
-def _impatient() -> Iterator[None]:
-    """For an elastic run: places that do not come are asked for again soon, and then as many as there are.
-
-    Right after a node is lost Ray still counts it, for up to half a minute, and an elastic group asks for places that
-    it then waits for in vain: by default for a minute. A group of fixed size would ask for the same again, so there
-    the minute costs nothing. The time is that of reserving places; starting workers in them is not part of it. Ray
-    takes it from the environment of the process that calls `fit`.
-    """
-    name = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
-    chosen = name in os.environ
-    os.environ.setdefault(name, str(_PLACES_S))
-    try:
-        yield
-    finally:
-        if not chosen:
-            del os.environ[name]
 
 
 def _broke_off(folder: RunFolder, reason: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -188,22 +187,6 @@ def test_a_full_disk_ends_a_run_in_one_process_with_the_error_it_ends_with_on_ra
     reason = r"training broke off: .*best\.pt: cannot be written \(No space left on device\)"
     with pytest.raises(TrainingFailed, match=reason):
         pretrain(named(base, "full-in-one-process"), progress=False)
-
-
-def test_an_elastic_run_asks_for_places_again_soon_unless_the_user_chose_how_soon(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    from ray.train.v2._internal.constants import WORKER_GROUP_START_TIMEOUT_S_ENV_VAR as NAME
-    from ray.train.v2._internal.constants import get_env_vars_to_propagate
-
-    monkeypatch.delenv(NAME, raising=False)
-    with train._impatient():
-        assert get_env_vars_to_propagate()[NAME] == "10"  # what Ray hands its controller
-    assert NAME not in os.environ
-    monkeypatch.setenv(NAME, "90")
-    with train._impatient():
-        assert get_env_vars_to_propagate()[NAME] == "90"
-    assert os.environ[NAME] == "90"
 
 
 def test_where_workers_may_run_on_other_machines_a_tracking_file_is_left_to_this_process(
