@@ -1,81 +1,40 @@
-"""Processes, drivers and nodes that are killed, checkpoints that are damaged, disks that fill up: nothing is lost.
+"""Trainings of fixed size whose workers, nodes and drivers are killed, checkpoints damaged, disks filled up.
 
-On a cluster of three nodes, each a set of real processes, beside the session's; the jobs are the command line's.
-Part of `make chaos`; docs/faults.md has what was measured.
+On a cluster of three nodes, each a set of real processes, beside the session's; the jobs are the command line's. After
+each, losses and weights equal the undisturbed run's bit for bit. Part of `make chaos`.
 """
 
 from __future__ import annotations
 
-import json
+import re
 import shutil
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from faults import (
-    SUPERPIXEL_WORKER,
-    TRAIN_WORKER,
-    Fault,
-    FaultCluster,
-    Job,
-    SmallDisk,
-    await_end,
-    kill_worker,
-    kill_working_node,
-    logged_steps,
-    pids_of,
-    run_through,
-    truncate,
-)
-from PIL import Image
+from fault_book import FaultBook
+from fault_jobs import Fault, Job, TrainingWork, logged_steps, run_through, truncate
+from faults import TRAIN_WORKER, FaultCluster, await_end, kill_worker, kill_working_node, pids_of
+from small_disk import SmallDisk
 from training_runs import losses, named, weights
 
-from slidr.cluster.pretrain import pretrain
-from slidr.cluster.superpixels import folder_of, missing_maps
-from slidr.cluster.train import TrainingFailed
-from slidr.config import Config, DataConfig, SuperpixelConfig
-from slidr.data.frames import FrameTable, write_frames
-from slidr.data.nuscenes import read_frames
-from slidr.tracking import JournalError
-from slidr.training.checkpoint import CheckpointError, CheckpointFolder
+from slidr.config import Config
 
 pytestmark = [
     pytest.mark.chaos,
     pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks at Linux's /proc"),
 ]
+WAITS = "waiting for a node: "
 
 
-@pytest.fixture(scope="module")
-def one_cluster() -> Iterator[FaultCluster]:
-    with FaultCluster(cpus=[2, 2]) as cluster:
-        yield cluster
-
-
-@pytest.fixture
-def cluster(one_cluster: FaultCluster) -> FaultCluster:
-    """A head and two nodes of two CPUs, whatever an earlier test has killed."""
-    while len(one_cluster.nodes) < 2:
-        one_cluster.add_node(2)
-    return one_cluster
-
-
-@pytest.fixture
-def large_images(tiny_world: Path, tmp_path: Path) -> Config:
-    """The tiny world, with images large enough for superpixels to take a while: time to be killed in."""
-    root, frames = tmp_path / "root", []
-    shutil.copytree(tiny_world, root)
-    for frame in read_frames(tiny_world, "v1.0-trainval"):
-        for camera in frame.cameras:
-            Image.open(tiny_world / camera.image_path).resize((480, 270)).save(root / camera.image_path)
-        cameras = tuple(replace(camera, width=480, height=270) for camera in frame.cameras)
-        frames.append(replace(frame, cameras=cameras))
-    write_frames(frames, str(tmp_path / "frames.parquet"))
-    data = DataConfig(root=str(root), frames=str(tmp_path / "frames.parquet"))
-    return Config(data=data, superpixels=SuperpixelConfig(folder=str(tmp_path / "maps"), sigma=1.0))
+def require_same(config: Config, undisturbed: Config) -> None:
+    assert losses(config) == losses(undisturbed)
+    for name, value in weights(undisturbed).items():
+        assert torch.equal(weights(config)[name], value), name
 
 
 def strike(cluster: FaultCluster, blow: Callable[[], object]) -> None:
@@ -85,75 +44,96 @@ def strike(cluster: FaultCluster, blow: Callable[[], object]) -> None:
     await_end(pids)
 
 
-def test_superpixels_outlive_a_killed_worker_a_killed_node_and_a_killed_driver(
-    large_images: Config, cluster: FaultCluster
+def moments(chaos_round: int, count: int) -> list[int]:
+    """After how many of the ten steps the faults of a round happen."""
+    steps = np.random.default_rng(chaos_round).choice(range(1, 9), count, replace=False)
+    return sorted(int(step) for step in steps)
+
+
+def test_killed_workers_killed_drivers_and_damaged_checkpoints(
+    base: Config, on_ray: dict[int, Config], cluster: FaultCluster, book: FaultBook, chaos_round: int
 ) -> None:
-    folder = Path(folder_of(large_images.superpixels))
-    data = large_images.data
-    images = FrameTable.open(data.frames).select((data.train_split, data.val_split)).images()
-    done_by_first: dict[str, int] = {}
-
-    def maps() -> dict[str, int]:
-        return {path.name: path.stat().st_mtime_ns for path in folder.glob("*.png")}
-
-    def kill_driver(job: Job) -> None:
-        pids = pids_of(cluster, SUPERPIXEL_WORKER)
-        job.kill()
-        await_end(pids)
-        done_by_first.update(maps())
-
-    faults: list[tuple[int, Fault]] = [
-        (4, lambda job: kill_worker(cluster, SUPERPIXEL_WORKER)),
-        (10, lambda job: kill_working_node(cluster, SUPERPIXEL_WORKER)),
-        (16, kill_driver),
-    ]
-    blows, output = run_through("superpixels", large_images, cluster, lambda: len(maps()), faults)
-    assert len(images) == 36
-    assert 4 <= blows[0].at < blows[1].at < blows[2].at < 36  # each came in the middle
-    done = len(done_by_first)
-    assert f"superpixels: {36 - done} computed, {done} there already" in output
-    assert missing_maps(str(folder), images) == []  # reads every map to its end
-    assert set(maps()) == {f"{image.token}.png" for image in images}
-    assert done_by_first.items() <= maps().items()  # what was done was not touched
-    assert {path.name for path in folder.iterdir()} - set(maps()) == {"parameters.json", "manifest.json"}
-    assert json.loads((folder / "manifest.json").read_text()) == {"images": 36, "maps": 36, "failed": {}}
-
-
-def test_training_outlives_a_killed_worker_a_killed_driver_and_damaged_checkpoints_bit_for_bit(
-    base: Config, on_ray: dict[int, Config], cluster: FaultCluster
-) -> None:
-    config = named(base, "killed", workers=2)
-    config = replace(config, cluster=replace(config.cluster, max_failures=1))
+    config = named(base, f"killed-{chaos_round}", workers=2)
+    config = replace(config, cluster=replace(config.cluster, max_failures=2))
     folder = Path(config.run.folder, config.run.name)
-    journal, spoiled, before = folder / "metrics.jsonl", [], []
+    work, spoiled = TrainingWork(config), []
+
+    def kill_a_worker(job: Job) -> None:
+        strike(cluster, lambda: kill_worker(cluster, TRAIN_WORKER))
 
     def kill_driver(job: Job) -> None:
         strike(cluster, job.kill)
         assert not (folder / "result.json").exists()
+
+    def kill_driver_and_truncate(job: Job) -> None:
+        kill_driver(job)
         # All that came after step 3, so that what is left ends in the middle of an epoch.
         spoiled.extend(path for path in folder.glob("checkpoints/step-*.pt") if path.name > "step-00000003.pt")
         for path in spoiled:
             truncate(path)
-        before.append(len(logged_steps(journal)))
 
-    faults: list[tuple[int, Fault]] = [
-        (3, lambda job: strike(cluster, lambda: kill_worker(cluster, TRAIN_WORKER))),
-        (5, kill_driver),
+    faults = [
+        Fault("training: worker killed", 2, kill_a_worker),
+        Fault("training: driver killed", 3, kill_driver),
+        Fault("training: driver killed, newest checkpoints truncated", 5, kill_driver_and_truncate),
+        Fault("training: worker killed", 7, kill_a_worker),
     ]
-    blows, output = run_through("pretrain", config, cluster, lambda: max(logged_steps(journal), default=0), faults)
-    assert 3 <= blows[0].at < blows[1].at < 10
+    if chaos_round:
+        first, second, third, fourth = moments(chaos_round, 4)
+        # Step 4's checkpoint, which is to be spoiled, is there once step 5 is done.
+        faults = [replace(f, number=n) for f, n in zip(faults, (first, second, max(5, third), fourth), strict=True)]
+    entries, output = run_through("pretrain", config, cluster, work, faults, book)
+    assert all(entry.at < 10 for entry in entries)
     assert spoiled
     for path in spoiled:
         assert f"{path}: not a readable checkpoint" in output
-    assert logged_steps(journal)[before[0] :] == [4, 5, 6, 7, 8, 9, 10]
-    assert losses(config) == losses(on_ray[2])
-    for name, value in weights(on_ray[2]).items():
-        assert torch.equal(weights(config)[name], value), name
+    assert entries[2].before[0] == 3  # the step of the checkpoint that was left
+    require_same(config, on_ray[2])
+    book.close(entries)
 
 
-def test_a_disk_that_fills_up_ends_the_run_with_the_reason_and_its_last_checkpoint_intact(
-    base: Config, on_ray: dict[int, Config], tmp_path: Path
+def test_lost_nodes_replaced_at_once_or_once_the_user_was_told(
+    base: Config, on_ray: dict[int, Config], cluster: FaultCluster, book: FaultBook, chaos_round: int
 ) -> None:
+    config = named(base, f"nodes-{chaos_round}", workers=2)
+    config = replace(config, cluster=replace(config.cluster, max_failures=2))
+
+    def lose_and_replace(job: Job) -> None:
+        pids = pids_of(cluster, TRAIN_WORKER)
+        kill_working_node(cluster, TRAIN_WORKER)
+        cluster.add_node(2)
+        await_end(pids)
+
+    def lose_and_wait(job: Job) -> float:
+        told = job.output.count(WAITS)
+        strike(cluster, lambda: kill_working_node(cluster, TRAIN_WORKER))
+        job.until("word of the wait", lambda: job.output.count(WAITS) > told)
+        before = work.progress()
+        time.sleep(10)  # long enough for steps, were it not waiting
+        assert job.running
+        assert work.progress() == before
+        cluster.add_node(2)
+        return time.monotonic()
+
+    work = TrainingWork(config)
+    first, second = (2, 6) if chaos_round == 0 else moments(chaos_round, 2)
+    faults = [
+        Fault("training: node lost, another comes at once", first, lose_and_replace),
+        Fault("training: node lost, none comes until the user was told (from its coming)", second, lose_and_wait),
+    ]
+    entries, output = run_through("pretrain", config, cluster, work, faults, book)
+    assert all(entry.at < 10 for entry in entries)
+    needs = r"2 workers x 1 CPUs \+ 1 loader CPUs need 3 CPUs, the cluster has 2 \(nodes: 2 CPUs\)"
+    assert re.search(
+        WAITS + "cluster: " + needs + r"; add one .* goes on by itself, or end this .*--run\.resume", output
+    )
+    assert "nodes have come, there is room again (nodes: 2 CPUs, 2 CPUs): going on" in output
+    require_same(config, on_ray[2])
+    book.close(entries)
+
+
+@pytest.fixture
+def disk() -> Iterator[SmallDisk]:
     if shutil.which("unshare") is None:
         pytest.skip("needs util-linux's unshare")
     try:
@@ -161,26 +141,57 @@ def test_a_disk_that_fills_up_ends_the_run_with_the_reason_and_its_last_checkpoi
     except OSError as error:
         pytest.skip(str(error))
     try:
-        tracking = replace(base.tracking, uri=f"sqlite:///{tmp_path}/mlflow.db")
-        config = replace(named(base, "full", folder=str(disk.path)), tracking=tracking)
-        checkpoints = CheckpointFolder(str(disk.path / "full" / "checkpoints"))
-
-        def fill_in_the_middle() -> None:
-            while 4 not in checkpoints.steps():
-                time.sleep(0.01)
-            disk.fill()
-
-        threading.Thread(target=fill_in_the_middle, daemon=True).start()
-        with pytest.raises((CheckpointError, JournalError, TrainingFailed), match="No space left on device"):
-            pretrain(config, progress=False)
-        newest = checkpoints.steps()[-1]
-        assert 4 <= newest < 10
-        assert checkpoints.read(newest)["step"] == newest
-        disk.free()
-        done = len(logged_steps(disk.path / "full" / "metrics.jsonl"))
-        result = pretrain(replace(config, run=replace(config.run, resume=True)), progress=False)
-        assert result["steps"] == 10
-        assert logged_steps(disk.path / "full" / "metrics.jsonl")[done:][0] == newest + 1
-        assert losses(config) == pytest.approx(losses(on_ray[2]), abs=1e-4)
+        yield disk
     finally:
         disk.close()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_full_disk_ends_the_run_with_the_reason_and_its_last_checkpoint_intact(
+    base: Config,
+    on_ray: dict[int, Config],
+    cluster: FaultCluster,
+    book: FaultBook,
+    chaos_round: int,
+    disk: SmallDisk,
+    tmp_path: Path,
+    workers: int,
+) -> None:
+    tracking = replace(base.tracking, uri=f"sqlite:///{tmp_path}/mlflow.db")
+    config = replace(named(base, "full", workers, folder=str(disk.path)), tracking=tracking)
+    # Restarts must not be spent on what only a user can mend.
+    config = replace(config, cluster=replace(config.cluster, max_failures=3))
+    work = TrainingWork(config)
+    moment = 4 if chaos_round == 0 else moments(chaos_round, 1)[0]
+    where = cluster if workers else None
+    with Job("pretrain", config, where) as job:
+        job.until("a checkpoint", lambda: work.progress() >= moment and work.checkpoints.steps())
+        entry = book.open(f"training: disk full, {f'{workers} workers' if workers else 'in one process'}", work.unit)
+        kept = {step: (disk.path / "full/checkpoints" / f"step-{step:08d}.pt") for step in work.checkpoints.steps()}
+        content = {step: path.read_bytes() for step, path in kept.items()}
+        disk.fill()
+        assert job.wait() == 1
+        output = job.output
+    entry.at, entry.before = work.progress(), work.kept()
+    assert entry.at < 10
+    reason = r"training broke off: (worker \d: )?/proc/\S+: cannot be written \(No space left on device\)"
+    assert re.search(f"slidr pretrain: .*{reason}", output), output
+    assert f"continue from step {entry.before[0]} with --run.resume" in output
+    resumed = replace(config, run=replace(config.run, resume=True))
+    if chaos_round == 0:  # nobody has made room yet
+        with Job("pretrain", resumed, where) as job:
+            assert job.wait() == 1
+            assert re.search(r"slidr pretrain: disk: run\.folder: /proc/\S+: 0\.0 GB free", job.output), job.output
+    assert {step: path.read_bytes() for step, path in kept.items()} == content
+    disk.free()
+    began = time.monotonic()
+    with Job("pretrain", resumed, where) as job:
+        entry.seconds = job.until("a new step", lambda: work.progress() > entry.at) - began
+        assert job.wait() == 0, job.output
+    entry.lost, entry.again = work.cost(entry)
+    assert len(logged_steps(work.journal)[entry.before[1] :]) == 10 - entry.before[0]
+    if workers:
+        require_same(config, on_ray[workers])
+    else:
+        assert losses(config) == pytest.approx(losses(on_ray[1]), rel=1e-5)  # one process has more threads
+    book.close([entry])
