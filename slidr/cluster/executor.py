@@ -21,7 +21,7 @@ from ray import tune
 from ray.tune.search import Searcher
 
 from slidr.cluster import session
-from slidr.cluster.room import check_room, of_one_job
+from slidr.cluster.room import check_room, of_one_job, telling_waits
 from slidr.cluster.train import workers_run
 from slidr.cluster.trial import LOST, NotTrained, run_job
 from slidr.config import ClusterConfig, Config
@@ -96,7 +96,8 @@ def _run_on_tune(agenda: Agenda, config: Config, start: Start, ended: Ended) -> 
         ),
     )
     try:
-        tuner.fit()
+        with telling_waits(of_one_job(cluster), "end this with Ctrl-C: the same command goes on later"):
+            tuner.fit()
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     if searcher.running or not agenda.exhausted:

@@ -1,9 +1,12 @@
-"""Whether a cluster holds a training job, and the wait for an autoscaler to make it large enough."""
+"""Whether a cluster holds a training job, before it and while it runs, and the wait for an autoscaler to enlarge it."""
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from slidr.cluster import session
@@ -11,6 +14,8 @@ from slidr.cluster.session import ClusterError, Node
 from slidr.config import ClusterConfig
 
 _POLL_S = 5.0
+_REMIND_S = 600.0  # between lines about the same wait
+_log = logging.getLogger(__name__)
 
 
 def check_room(cluster: ClusterConfig) -> None:
@@ -31,6 +36,12 @@ def shortage(cluster: ClusterConfig, nodes: Sequence[Node]) -> str | None:
     Workers that reserve every CPU would wait for ever for samples that no CPU is left to make. A worker does not
     span nodes.
     """
+    missing = _missing(cluster, nodes)
+    return None if missing is None else "; ".join(missing)
+
+
+def _missing(cluster: ClusterConfig, nodes: Sequence[Node]) -> tuple[str, str] | None:
+    """What is needed and what is there, and what to do about it."""
     # An elastic run begins with its fewest workers, and each keeps the CPUs for its loading.
     workers, cpus = cluster.min_workers, cluster.reserved_cpus
     loader = 0 if cluster.elastic else cluster.loader_cpus
@@ -38,30 +49,78 @@ def shortage(cluster: ClusterConfig, nodes: Sequence[Node]) -> str | None:
     if have < needed:
         return (
             f"cluster: {workers} workers x {cpus} CPUs + {loader} loader CPUs need {needed} CPUs, the cluster has "
-            f"{have}; lower cluster.num_workers or cluster.cpus_per_worker, or add nodes (a cluster started here "
-            f"takes cluster.local_cpus)"
+            f"{have}",
+            "lower cluster.num_workers or cluster.cpus_per_worker, or add nodes (a cluster started here takes "
+            "cluster.local_cpus)",
         )
     places = sum(node.cpus // cpus for node in nodes)
     if places < workers:
         return (
             f"cluster.cpus_per_worker: {workers} workers of {cpus} CPUs, but the nodes have room for {places} such "
-            f"workers; lower cluster.cpus_per_worker or add larger nodes"
+            f"workers",
+            "lower cluster.cpus_per_worker or add larger nodes",
         )
     if not cluster.use_gpu:
         return None
     gpus = sum(node.gpus for node in nodes)
     if gpus < workers:
         return (
-            f"cluster.use_gpu: {workers} workers need as many GPUs, the cluster has {gpus}; lower "
-            f"cluster.num_workers or set cluster.use_gpu: false"
+            f"cluster.use_gpu: {workers} workers need as many GPUs, the cluster has {gpus}",
+            "lower cluster.num_workers or set cluster.use_gpu: false",
         )
     beside = sum(min(node.gpus, node.cpus // cpus) for node in nodes)
     if beside < workers:
         return (
             f"cluster.cpus_per_worker: {workers} workers of 1 GPU and {cpus} CPUs, but the nodes with GPUs have CPUs "
-            f"for {beside} such workers; lower cluster.cpus_per_worker"
+            f"for {beside} such workers",
+            "lower cluster.cpus_per_worker",
         )
     return None
+
+
+@contextlib.contextmanager
+def telling_waits(
+    cluster: ClusterConfig, end_and_go_on: str, tell: Callable[[str], None] = _log.warning, poll_s: float = _POLL_S
+) -> Iterator[None]:
+    """While the block runs, says when nodes have gone without which the job cannot go on, and when others have come.
+
+    Ray waits for them without a word. `end_and_go_on` is what to do for whoever has none to add. Nodes count as Ray
+    counts them: one that vanished goes as soon as Ray has missed it.
+    """
+    stop = threading.Event()
+
+    def watch() -> None:
+        told: float | None = None  # when the wait was last told of
+        while not stop.wait(poll_s):
+            try:
+                nodes = session.nodes()
+            except Exception:  # a head that does not answer says nothing of room
+                continue
+            missing = _missing(cluster, nodes)
+            if missing is None:
+                if told is not None:
+                    tell(f"nodes have come, there is room again ({_in_words(nodes)}): going on")
+                told = None
+            elif told is None or time.monotonic() - told > _REMIND_S:
+                tell(
+                    f"waiting for a node: {missing[0]} ({_in_words(nodes)}); add one (`ray start --address=...`, or "
+                    f"leave it to the autoscaler) and it goes on by itself, or {end_and_go_on}"
+                )
+                told = time.monotonic()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _in_words(nodes: Sequence[Node]) -> str:
+    """What there is to work on, such as "nodes: 4 CPUs, 2 CPUs + 1 GPUs"."""
+    each = [f"{node.cpus} CPUs" + (f" + {node.gpus} GPUs" if node.gpus else "") for node in nodes]
+    return "nodes: " + (", ".join(words for words, node in zip(each, nodes, strict=True) if node.cpus) or "none")
 
 
 def of_one_job(cluster: ClusterConfig) -> ClusterConfig:

@@ -17,11 +17,12 @@ from slidr import tracking
 from slidr.cluster import session
 from slidr.cluster.loading import RayLoader
 from slidr.cluster.progress import follow
-from slidr.cluster.room import check_room
-from slidr.config import Config, ConfigError, decode, to_dict
+from slidr.cluster.room import check_room, telling_waits
+from slidr.config import ClusterConfig, Config, ConfigError, decode, to_dict
 from slidr.data import storage
 from slidr.data.loading import LocalLoader, Source, Subset, train_plan
 from slidr.training import workers
+from slidr.training.checkpoint import CheckpointError
 from slidr.training.loop import Outcome, Task, fit
 from slidr.training.optim import total_steps
 from slidr.training.runs import RunFolder, claim, folder_of, identity, require_same_data
@@ -79,7 +80,7 @@ def train(config: Config, stage: Stage, progress: bool = True) -> dict[str, Any]
     try:
         journal, theirs = folder.file("metrics.jsonl"), workers_run(config, run)
         sending = contextlib.nullcontext() if theirs is run else _sending(journal, run)
-        with follow(journal, steps, enabled=progress), sending:
+        with follow(journal, steps, enabled=progress), sending, _telling_waits(config.cluster):
             result = _run_to_result(config, stage, folder, theirs)
         status = "FINISHED"
         return result
@@ -164,6 +165,13 @@ def workers_run(config: Config, run: tracking.RunHandle | None) -> tracking.RunH
     return run if alone or not tracking.tracking_uri(config).startswith("sqlite:") else None
 
 
+def _telling_waits(cluster: ClusterConfig) -> contextlib.AbstractContextManager[None]:
+    if cluster.max_workers == 0:
+        return contextlib.nullcontext()
+    fewer = "with fewer cluster.num_workers, or [min, max] of them"
+    return telling_waits(cluster, f"end this with Ctrl-C and run it again with --run.resume and {fewer}")
+
+
 @contextlib.contextmanager
 def _sending(journal: str, run: tracking.RunHandle) -> Iterator[None]:
     """Until the block ends, sends what workers log: from this process, every few seconds."""
@@ -195,12 +203,14 @@ def _run_workers(config: Config, stage: Stage, run: tracking.RunHandle | None) -
         journal = tracking.Journal(folder.file("metrics.jsonl"), run)
         try:
             _work(config, stage, journal, loader, device)
-        except OSError as error:  # a full disk, a folder that went away
+        # A full disk, a folder that went away, no checkpoint that can be read: as from a worker on Ray.
+        except (OSError, tracking.JournalError, CheckpointError) as error:
             raise TrainingFailed(_broke_off(folder, str(error))) from error
         return
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
+    from slidr.cluster.elastic import impatient, take_back_requests
     from slidr.cluster.failures import EndAtOnce, cause
 
     cluster = config.cluster
@@ -223,7 +233,9 @@ def _run_workers(config: Config, stage: Stage, run: tracking.RunHandle | None) -
         ),
     )
     try:
-        trainer.fit()
+        take_back_requests(folder, trainer.train_run_context.run_id)  # type: ignore[attr-defined]
+        with impatient() if cluster.elastic else contextlib.nullcontext():
+            trainer.fit()
     except Exception as error:
         raise TrainingFailed(_broke_off(folder, cause(error))) from error
 

@@ -56,7 +56,7 @@ def run_job(config: Config, job: Job, run: RunHandle | None = None) -> End:
         except (RunError, OSError, JournalError, CheckpointError) as error:
             raise NotTrained(str(error)) from error
         except Exception as error:
-            if isinstance(error.__cause__, OSError | JournalError) or _outside(error):
+            if isinstance(error.__cause__, OSError | JournalError | CheckpointError) or _outside(error):
                 raise NotTrained(str(error)) from error
             if _worker_died(error):
                 folder.note(LOST, str(error))  # Tune tries again, and keeps no reason if that was the last time

@@ -1,14 +1,26 @@
-"""A run small enough to be disturbed often: its data, its config, itself undisturbed, and what it left."""
+"""A run small enough to be disturbed often: its data, its config, itself undisturbed; what to disturb it on.
+
+At the end of a session that made faults happen, the table of what they cost (see `fault_book`). SLIDR_CHAOS_ROUNDS:
+how often each of `make chaos`'s tests is run, each time with faults at other moments; SLIDR_CHAOS_RESULTS: the file
+that keeps the table as JSON.
+"""
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from fault_book import FaultBook
+from faults import FaultCluster
+from PIL import Image
 from training_runs import named
 
 from slidr.cluster.pretrain import pretrain
-from slidr.cluster.superpixels import compute_superpixels
+from slidr.cluster.superpixels import compute_map, compute_superpixels
 from slidr.config import (
     AugmentConfig,
     ClusterConfig,
@@ -22,8 +34,47 @@ from slidr.config import (
     TeacherConfig,
     VoxelConfig,
 )
-from slidr.data.frames import write_frames
+from slidr.data.frames import FrameTable, ImageRef, write_frames
 from slidr.data.nuscenes import read_frames
+
+ROUNDS = int(os.environ.get("SLIDR_CHAOS_ROUNDS", "1"))
+BOOK = FaultBook()
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "chaos_round" in metafunc.fixturenames:
+        metafunc.parametrize("chaos_round", range(ROUNDS))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if not BOOK.entries:
+        return
+    terminalreporter.section("faults")
+    terminalreporter.write_line(BOOK.table())
+    path = os.environ.get("SLIDR_CHAOS_RESULTS")
+    if path:
+        BOOK.write(Path(path), ROUNDS)
+        terminalreporter.write_line(f"also in {path}")
+
+
+@pytest.fixture
+def book() -> FaultBook:
+    """Where a fault that a test makes happen is entered."""
+    return BOOK
+
+
+@pytest.fixture(scope="module")
+def one_cluster() -> Iterator[FaultCluster]:
+    with FaultCluster(cpus=[2, 2]) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def cluster(one_cluster: FaultCluster) -> FaultCluster:
+    """A head without CPUs and two nodes of two, whatever an earlier test has killed."""
+    while len(one_cluster.nodes) < 2:
+        one_cluster.add_node(2)
+    return one_cluster
 
 
 @pytest.fixture(scope="session")
@@ -62,3 +113,34 @@ def on_ray(base: Config) -> dict[int, Config]:
     for config in configs.values():
         pretrain(config, progress=False)
     return configs
+
+
+@pytest.fixture(scope="session")
+def large_images(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
+    """The tiny world, with images large enough for superpixels to take a while: time to be killed in."""
+    folder, frames = tmp_path_factory.mktemp("large"), []
+    shutil.copytree(tiny_world, folder / "root")
+    for frame in read_frames(tiny_world, "v1.0-trainval"):
+        for camera in frame.cameras:
+            Image.open(tiny_world / camera.image_path).resize((480, 270)).save(folder / "root" / camera.image_path)
+        cameras = tuple(replace(camera, width=480, height=270) for camera in frame.cameras)
+        frames.append(replace(frame, cameras=cameras))
+    write_frames(frames, str(folder / "frames.parquet"))
+    return DataConfig(root=str(folder / "root"), frames=str(folder / "frames.parquet"))
+
+
+@pytest.fixture(scope="session")
+def images(large_images: DataConfig) -> list[ImageRef]:
+    splits = (large_images.train_split, large_images.val_split)
+    return FrameTable.open(large_images.frames).select(splits).images()
+
+
+@pytest.fixture(scope="session")
+def undisturbed(
+    large_images: DataConfig, images: list[ImageRef], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, bytes]:
+    """The label maps as one process makes them that nobody disturbs."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    for image in images:
+        compute_map(image, large_images.root, str(folder), SuperpixelConfig(sigma=1.0))
+    return {path.name: path.read_bytes() for path in folder.iterdir()}

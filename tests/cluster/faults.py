@@ -1,4 +1,4 @@
-"""Faults, made on purpose: a cluster of real processes on this machine, jobs on it as a user runs them, and SIGKILL.
+"""Faults, made on purpose: a cluster of real processes on this machine, and SIGKILL.
 
 Linux only: who works for whom is read from /proc.
 """
@@ -15,11 +15,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-
-from slidr.config import Config, dump
 
 # A node that is gone refuses to answer and is noticed within about 3 s (by Ray's own settings, five times as long); one
 # that is only slow to answer, on a busy machine, is not taken for gone.
@@ -59,7 +57,7 @@ class FaultCluster:
     def __init__(self, cpus: Sequence[int], quick: bool = True) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="slidr-"))  # not below pytest's: paths of sockets are short
         self.address = f"127.0.0.1:{_free_port()}"
-        self.environment = _clean_environment()
+        self.environment = clean_environment()
         self.nodes: list[Node] = []
         port = self.address.rpartition(":")[2]
         options = ["--system-config", json.dumps(QUICK_DETECTION)] if quick else []
@@ -89,7 +87,7 @@ class FaultCluster:
 
     def workers(self, title: str) -> list[tuple[Node, int]]:
         """Each process of the nodes whose title holds `title`, with its node."""
-        return [(node, pid) for node in self.nodes for pid in _tree(node.process.pid) if title in _title(pid)]
+        return [(node, pid) for node in self.nodes for pid in process_tree(node.process.pid) if title in title_of(pid)]
 
     def __enter__(self) -> FaultCluster:
         return self
@@ -119,114 +117,6 @@ class FaultCluster:
         return Node(process, log)
 
 
-class Job:
-    """A `slidr` command in a process of its own; `output` is what a user would have seen."""
-
-    def __init__(self, command: str, config: Config, cluster: FaultCluster | None = None) -> None:
-        """Starts it on `cluster`, else on a private one of its own, as on a laptop."""
-        if cluster is not None:
-            config = replace(config, cluster=replace(config.cluster, address=cluster.address))
-        self._folder = Path(tempfile.mkdtemp(prefix="slidr-job-"))
-        (self._folder / "config.yaml").write_text(dump(config))
-        self._log = self._folder / "output.txt"
-        with self._log.open("wb") as out:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "slidr.cli", command, str(self._folder / "config.yaml")],
-                env=_clean_environment() if cluster is None else cluster.environment,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=out,
-            )
-
-    @property
-    def output(self) -> str:
-        return self._log.read_text(errors="replace")
-
-    @property
-    def running(self) -> bool:
-        return self.process.poll() is None
-
-    def until(self, what: str, reached: Callable[[], bool], timeout_s: float = 300) -> float:
-        """Waits for something that the job does; returns the time (`time.monotonic`) at which it was seen.
-
-        Raises `AssertionError`, with the job's output, where the job ends or the time is up before.
-        """
-        deadline = time.monotonic() + timeout_s
-        while not reached():
-            assert self.running, f"ended before {what}:\n{self.output}"
-            assert time.monotonic() < deadline, f"not within {timeout_s:g} s: {what}\n{self.output}"
-            time.sleep(_POLL_S)
-        return time.monotonic()
-
-    def kill(self) -> None:
-        """SIGKILL to the driver alone."""
-        assert self.running, f"ended before it was killed:\n{self.output}"
-        self.process.kill()
-        self.process.wait()
-
-    def wait(self, timeout_s: float = 300) -> int:
-        """The exit status."""
-        try:
-            return self.process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            raise AssertionError(f"not ended within {timeout_s:g} s:\n{self.output}") from None
-
-    def close(self) -> None:
-        """Ends it, if it still runs, and all below it."""
-        kill_tree(self.process)
-        shutil.rmtree(self._folder, ignore_errors=True)
-
-    def __enter__(self) -> Job:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-
-@dataclass(frozen=True)
-class Blow:
-    """A fault that was survived: how far the job was, and the seconds until it was farther than that."""
-
-    at: int
-    seconds: float
-
-
-Fault = Callable[[Job], None]
-
-
-def run_through(
-    command: str,
-    config: Config,
-    cluster: FaultCluster | None,
-    progress: Callable[[], int],
-    faults: Sequence[tuple[int, Fault]],
-) -> tuple[list[Blow], str]:
-    """Runs a command to its good end, and as `progress()` reaches each of the given numbers makes that fault happen.
-
-    Where a fault ended the driver, the same command is started again at once, with `run.resume`. Returns what each
-    fault cost and what the last driver printed. Raises `AssertionError` where the job ended before a fault could
-    happen, or did not go on.
-    """
-    blows = []
-    job = Job(command, config, cluster)
-    try:
-        for number, fault in faults:
-            job.until(f"progress of {number}", lambda number=number: progress() >= number)  # type: ignore[misc]
-            began = time.monotonic()
-            fault(job)
-            at = progress()
-            if not job.running:
-                job.close()
-                job = Job(command, replace(config, run=replace(config.run, resume=True)), cluster)
-            recovered = job.until(f"progress beyond {at}", lambda at=at: progress() > at)  # type: ignore[misc]
-            blows.append(Blow(at, recovered - began))
-        status = job.wait()
-        assert status == 0, job.output
-        return blows, job.output
-    finally:
-        job.close()
-
-
 def kill_worker(cluster: FaultCluster, title: str) -> int:
     """SIGKILL to one working process of that title; returns its process number."""
     victim = _await_workers(cluster, title)[-1][1]
@@ -247,52 +137,9 @@ def pids_of(cluster: FaultCluster, title: str) -> list[int]:
 def await_end(pids: Sequence[int], timeout_s: float = 60) -> None:
     """Waits until none of the processes is left."""
     deadline = time.monotonic() + timeout_s
-    while any(_title(pid) for pid in pids):
-        assert time.monotonic() < deadline, f"still there after {timeout_s:g} s: {[_title(pid) for pid in pids]}"
+    while any(title_of(pid) for pid in pids):
+        assert time.monotonic() < deadline, f"still there after {timeout_s:g} s: {[title_of(pid) for pid in pids]}"
         time.sleep(_POLL_S)
-
-
-class SmallDisk:
-    """A disk of its own, of so many MiB, that can be filled up; for processes of this user it lies at `path`.
-
-    It is a tmpfs in the mount namespace of a sleeping process, so it needs no privileges where users may have
-    namespaces, and is gone with that process. Raises `OSError` where they may not.
-    """
-
-    def __init__(self, mib: int) -> None:
-        inside = tempfile.mkdtemp(prefix="slidr-disk-")
-        mount = f'mount -t tmpfs -o size={mib}m none "$0" && echo mounted && exec sleep 3600'
-        self._inside = Path(inside)
-        self._holder = subprocess.Popen(
-            ["unshare", "--map-root-user", "--mount", "sh", "-c", mount, inside],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        assert self._holder.stdout is not None
-        if self._holder.stdout.readline() != b"mounted\n":
-            reason = self._holder.communicate()[1].decode().strip()
-            self._inside.rmdir()
-            raise OSError(f"no disk can be mounted: {reason}")
-        self.path = Path(f"/proc/{self._holder.pid}/root{inside}")
-
-    def fill(self) -> None:
-        """Writes until not one byte more fits."""
-        with (self.path / "ballast").open("wb", buffering=0) as file:
-            for size in (1 << 20, 1 << 12, 1):
-                while True:
-                    try:
-                        file.write(bytes(size))
-                    except OSError:
-                        break
-
-    def free(self) -> None:
-        """Takes back what `fill` wrote."""
-        (self.path / "ballast").unlink()
-
-    def close(self) -> None:
-        self._holder.kill()
-        self._holder.communicate()
-        self._inside.rmdir()
 
 
 def kill(pid: int) -> None:
@@ -310,7 +157,7 @@ def _await_workers(cluster: FaultCluster, title: str, timeout_s: float = 60) -> 
 
 def kill_tree(process: subprocess.Popen[bytes]) -> None:
     """SIGKILL to a process and to all below it; nothing where it has ended."""
-    for pid in _tree(process.pid) if process.poll() is None else []:
+    for pid in process_tree(process.pid) if process.poll() is None else []:
         try:
             kill(pid)
         except ProcessLookupError:
@@ -318,23 +165,7 @@ def kill_tree(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def logged_steps(journal: Path) -> list[int]:
-    """The steps whose loss a run's journal holds, in the order in which they were written."""
-    entries = []
-    for line in journal.read_bytes().splitlines() if journal.exists() else []:
-        try:
-            entries.append(json.loads(line))
-        except ValueError:  # being written, or cut short by a kill
-            continue
-    return [entry["step"] for entry in entries if "loss" in entry.get("metrics", {})]
-
-
-def truncate(path: Path) -> None:
-    """Cuts a file to half its size, as a crash of a machine or of its storage may leave it."""
-    os.truncate(path, path.stat().st_size // 2)
-
-
-def _tree(root: int) -> list[int]:
+def process_tree(root: int) -> list[int]:
     """A process and all below it, parents first."""
     pids = [root]
     for pid in pids:
@@ -346,14 +177,14 @@ def _tree(root: int) -> list[int]:
     return pids
 
 
-def _title(pid: int) -> str:
+def title_of(pid: int) -> str:
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     except OSError:
         return ""
 
 
-def _clean_environment() -> dict[str, str]:
+def clean_environment() -> dict[str, str]:
     """This process's, without what binds it to another cluster; loopback only, a token of its own, one thread."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     root = str(Path(__file__).resolve().parents[2])

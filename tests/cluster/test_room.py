@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from slidr.cluster import room, session
-from slidr.cluster.room import bundles, check_room, shortage
+from slidr.cluster.room import bundles, check_room, shortage, telling_waits
 from slidr.cluster.session import ClusterError, Node
 from slidr.config import ClusterConfig
 
@@ -97,3 +99,50 @@ def test_an_elastic_run_needs_room_for_its_fewest_workers_each_with_its_loader()
     assert fits(1, 2, 4, 3)  # 2 of the 4 loader CPUs beside each
     assert not fits(1, 2, 4, 2)
     assert bundles(ClusterConfig(num_workers=(1, 2), loader_cpus=4)) == [{"CPU": 3}] * 2
+
+
+def test_a_wait_for_a_lost_node_is_told_once_with_what_to_do_and_so_is_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = [[Node(0), Node(2), Node(2)], *[[Node(0), Node(2)]] * 3, [Node(0), Node(2), Node(4)]]
+    looks = iter(seen)
+    done = threading.Event()
+
+    def nodes() -> list[Node]:
+        look = next(looks, None)
+        if look is None:
+            done.set()
+        return seen[-1] if look is None else look
+
+    said: list[str] = []
+    monkeypatch.setattr(session, "nodes", nodes)
+    with telling_waits(ClusterConfig(num_workers=2), "end it", said.append, poll_s=0.001):
+        assert done.wait(10)
+    assert said == [
+        "waiting for a node: cluster: 2 workers x 1 CPUs + 1 loader CPUs need 3 CPUs, the cluster has 2 (nodes: 2 "
+        "CPUs); add one (`ray start --address=...`, or leave it to the autoscaler) and it goes on by itself, or end it",
+        "nodes have come, there is room again (nodes: 2 CPUs, 4 CPUs): going on",
+    ]
+
+
+def test_a_wait_that_lasts_is_told_again_and_a_head_that_does_not_answer_is_no_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looks = iter([ConnectionError("the head is away"), [Node(1)], [Node(1)]])
+    done = threading.Event()
+
+    def nodes() -> list[Node]:
+        look = next(looks, None)
+        if look is None:
+            done.set()
+            return [Node(2)]
+        if isinstance(look, Exception):
+            raise look
+        return look
+
+    said: list[str] = []
+    monkeypatch.setattr(session, "nodes", nodes)
+    monkeypatch.setattr(room, "_REMIND_S", 0.0)
+    with telling_waits(ClusterConfig(), "end it", said.append, poll_s=0.001):
+        assert done.wait(10)
+    assert [line.split(":")[0] for line in said] == ["waiting for a node"] * 2 + [
+        "nodes have come, there is room again (nodes"
+    ]

@@ -19,6 +19,7 @@ from slidr.cluster.pretrain import pretrain
 from slidr.cluster.superpixels import folder_of as superpixel_folder
 from slidr.cluster.train import TrainingFailed
 from slidr.config import ClusterConfig, Config, TrackingConfig
+from slidr.data import storage
 from slidr.data.frames import read_frames, write_frames
 from slidr.data.loading import PairSource
 from slidr.models.minkunet import MinkUNet14
@@ -170,6 +171,22 @@ def test_a_failing_worker_ends_the_run_with_its_reason(base: Config) -> None:
     with pytest.raises(TrainingFailed, match=r"worker 0: step .*optim\.lr") as caught:
         pretrain(config, progress=False)
     assert isinstance(caught.value.__cause__, ControllerError)  # Ray's for restarts used up is WorkerGroupError
+
+
+def test_a_full_disk_ends_a_run_in_one_process_with_the_error_it_ends_with_on_ray(
+    base: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = storage.write_bytes_atomic
+
+    def full(path: str, data: bytes) -> None:
+        if path.endswith(".pt"):
+            raise OSError(28, "No space left on device")
+        whole(path, data)
+
+    monkeypatch.setattr("slidr.training.checkpoint.storage.write_bytes_atomic", full)
+    reason = r"training broke off: .*best\.pt: cannot be written \(No space left on device\)"
+    with pytest.raises(TrainingFailed, match=reason):
+        pretrain(named(base, "full-in-one-process"), progress=False)
 
 
 def test_where_workers_may_run_on_other_machines_a_tracking_file_is_left_to_this_process(

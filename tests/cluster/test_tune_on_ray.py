@@ -11,20 +11,35 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from fault_book import Entry, FaultBook
+from fault_jobs import Job
+from fault_search import (
+    PATIENCE_S,
+    await_more_of,
+    await_work_of,
+    count_ended,
+    kill_a_node,
+    kill_a_worker,
+    left,
+    progress,
+    session_of,
+    settle,
+    wait,
+)
+from faults import FaultCluster, await_end, process_tree
 from tune_cases import COMPARED, one_thread, search_config
 
 from slidr.cluster.tune import SearchFailed, search
 from slidr.config import Config, SpaceConfig, dump
-from slidr.tracking import read_journal, tracking_uri
+from slidr.tracking import tracking_uri
 from slidr.tracking_search import read_search
-from slidr.training.checkpoint import CheckpointFolder
 
 __all__ = ["one_thread"]
 pytestmark = [
@@ -32,7 +47,6 @@ pytestmark = [
     pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="finds processes in Linux's /proc"),
 ]
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE_S = 240.0
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +58,12 @@ def base(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
         optim=replace(config.optim, epochs=4),
         tune=replace(config.tune, trials=3, round_size=2, searcher="tpe", pruner="asha", grace_epochs=1, reduction=2),
     )
+
+
+@pytest.fixture(scope="module")
+def alone(base: Config) -> dict[str, Any]:
+    """The search undisturbed, in one process."""
+    return search(base)
 
 
 @pytest.fixture
@@ -86,39 +106,100 @@ def on_ray(config: Config, folder: Path, **cluster: Any) -> Config:
 
 
 def test_a_search_whose_driver_is_killed_three_times_and_a_worker_once_finds_what_an_undisturbed_one_finds(
-    base: Config, tmp_path: Path, launch: Callable[[Path, Path], subprocess.Popen[bytes]]
+    base: Config,
+    alone: dict[str, Any],
+    tmp_path: Path,
+    launch: Callable[[Path, Path], subprocess.Popen[bytes]],
+    book: FaultBook,
+    chaos_round: int,
 ) -> None:
-    alone = search(base)
-    steps = sum(map(len, trained(base).values()))
+    steps = progress(base)
     # A random moment in each third, as the number of optimizer steps done by then.
-    rng = np.random.default_rng(5)
+    rng = np.random.default_rng(5 + chaos_round)
     moments = [int(rng.integers(steps * third // 3 + 1, steps * (third + 1) // 3)) for third in range(3)]
     config = on_ray(base, tmp_path, max_failures=3)
     path = tmp_path / "config.yaml"
     path.write_text(dump(config))
     log = tmp_path / "log.txt"
 
-    seen: list[dict[Path, Left]] = []
+    entries: list[Entry] = []
+
+    def enter(kind: str) -> Entry:
+        entries.append(book.open(f"search: {kind}", "steps"))
+        entries[-1].at, entries[-1].before = progress(config), left(config)
+        return entries[-1]
+
+    driver = launch(path, log)
     for moment in moments:
-        driver = launch(path, log)
-        wait(lambda moment=moment: sum(map(len, trained(config).values())) >= moment, driver, log)
+        wait(lambda moment=moment: progress(config) >= moment, driver, log)
         driver.kill()
         assert driver.wait() == -signal.SIGKILL, "it was running"
-        seen.append(left(config))
+        began, entry = time.monotonic(), enter("driver killed")
         assert not Path(str(config.tune.results)).exists(), "nothing was finished"
-    assert count_ended(seen[0]) < count_ended(seen[2])
-    driver = launch(path, log)
-    kill_a_worker(config, driver, log)
-    seen.append(left(config))
+        driver = launch(path, log)  # at once: what outlives its driver for a while is part of the trouble
+        await_work_of(driver, config, log)
+        entry.seconds = time.monotonic() - began
+    assert count_ended(entries[0].before) < count_ended(entries[2].before)
+    struck = kill_a_worker(config, driver, log)
+    began, entry = time.monotonic(), enter("worker killed")
+    await_more_of(struck, driver, log)
+    entry.seconds = time.monotonic() - began
     assert driver.wait(PATIENCE_S) == 0, log.read_text()
 
+    require_found(config, base, alone)
+    for entry in entries:
+        settle(entry, left(config))
+    book.close(entries)
+
+
+def test_a_search_that_loses_nodes_with_trials_finds_what_an_undisturbed_one_finds(
+    base: Config, alone: dict[str, Any], tmp_path: Path, cluster: FaultCluster, book: FaultBook, chaos_round: int
+) -> None:
+    config = on_ray(base, tmp_path, max_failures=3)
+    rng = np.random.default_rng(chaos_round)
+    moments = [progress(base) * third // 3 + int(rng.integers(progress(base) // 6)) for third in range(3)]
+    entries: list[Entry] = []
+
+    def lose(kind: str, moment: int, every_node: bool = False) -> tuple[Entry, Path, float]:
+        job.until(f"{moment} steps", lambda: progress(config) >= moment)
+        struck, pids = kill_a_node(cluster, config, job)
+        entry = book.open(f"search: {kind}", "steps")
+        began = time.monotonic()
+        for node in list(cluster.nodes) if every_node else []:
+            pids += process_tree(node.process.pid)
+            cluster.kill_node(node)
+        await_end(pids)
+        entry.at, entry.before = progress(config), left(config)
+        entries.append(entry)
+        return entry, struck, began
+
+    with Job("tune", config, cluster) as job:
+        for moment in moments[:2]:
+            entry, struck, began = lose("node with a trial lost", moment)
+            await_more_of(struck, job.process, None)
+            entry.seconds = time.monotonic() - began
+            cluster.add_node(2)
+        every = "every node lost, one comes once the user was told (from its coming)"
+        entry, struck, _ = lose(every, moments[2], every_node=True)
+        job.until("word of the wait", lambda: "waiting for a node: cluster: 1 workers" in job.output)
+        cluster.add_node(2)
+        began = time.monotonic()
+        await_more_of(struck, job.process, None)
+        entry.seconds = time.monotonic() - began
+        assert job.wait(PATIENCE_S) == 0, job.output
+    require_found(config, base, alone)
+    for entry in entries:
+        settle(entry, left(config))
+    book.close(entries)
+
+
+def require_found(config: Config, base: Config, alone: dict[str, Any]) -> None:
+    """The same table and rows as undisturbed, and in MLflow each run once, with its numbers."""
     found = json.loads(Path(str(config.tune.results), "table.json").read_text())
     assert found["table"] == alone["table"]
     rows = parquet(config)
     assert [{**row, "seconds": 0} for row in rows] == [{**row, "seconds": 0} for row in parquet(base)]
     assert {"finished", "pruned"} <= {row["status"] for row in rows}
-    for moment in seen:
-        check_nothing_was_done_again(moment, left(config))
     # Kills leave MLflow no run twice, and none without its numbers.
     run_id = Path(config.run.folder, "search/mlflow_run_id").read_text()
     read = read_search(tracking_uri(config), run_id)
@@ -128,7 +209,7 @@ def test_a_search_whose_driver_is_killed_three_times_and_a_worker_once_finds_wha
 
 
 def test_a_trial_whose_process_dies_for_good_is_lost_for_now_and_the_same_command_finishes_it(
-    base: Config, tmp_path: Path, ray_cluster: None
+    base: Config, tmp_path: Path, ray_cluster: None, book: FaultBook
 ) -> None:
     config = on_ray(base, tmp_path, max_failures=0)
     wanted = replace(config.tune, fractions=(1.0,), methods=("random",), searcher="grid", trials=None, pruner="none")
@@ -142,127 +223,26 @@ def test_a_trial_whose_process_dies_for_good_is_lost_for_now_and_the_same_comman
         search(config)
     killer.join(PATIENCE_S)
     assert struck == [second]
-    before = left(config)
-    assert {folder.name: job.ended is not None for folder, job in before.items()} == {
+    entry = book.open("search: worker killed for good, the same command again", "steps")
+    entry.at, entry.before = progress(config), left(config)
+    assert {folder.name: job.ended is not None for folder, job in entry.before.items()} == {
         "trial-000": True,
         "trial-001": False,
     }
+    began = time.monotonic()
+
+    def watch() -> None:
+        await_more_of(second, None, None)
+        entry.seconds = time.monotonic() - began
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
     search(config)
+    watcher.join(PATIENCE_S)
     assert [row["status"] for row in parquet(config)] == ["finished", "finished", "finished"]
-    check_nothing_was_done_again(before, left(config))
-
-
-@dataclass(frozen=True)
-class Left:
-    """What there is of a job at a moment."""
-
-    ended: tuple[int, int] | None  # inode and time of its record
-    checkpoint: int  # its newest's step; 0: none
-    journal: int  # bytes
-
-
-def left(config: Config) -> dict[Path, Left]:
-    """What there is of every job that was begun."""
-    found = {}
-    for folder in folders(config):
-        end = folder / "end.json"
-        ended = (end.stat().st_ino, end.stat().st_mtime_ns) if end.exists() else None
-        # In this order: a process that lives a moment longer than its driver writes on.
-        steps = CheckpointFolder(str(folder / "checkpoints")).steps()
-        found[folder] = Left(ended, steps[-1] if steps else 0, (folder / "metrics.jsonl").stat().st_size)
-    return found
-
-
-def check_nothing_was_done_again(before: dict[Path, Left], after: dict[Path, Left]) -> None:
-    """Ended jobs keep their records untouched; the others went on from the checkpoints they had."""
-    for folder, job in before.items():
-        if job.ended is not None:
-            assert after[folder] == replace(job, checkpoint=0), f"{folder} was run again"
-            continue
-        new = (folder / "metrics.jsonl").read_bytes()[job.journal :].splitlines()
-        again = [entry["step"] for entry in map(parsed, new) if "loss" in entry.get("metrics", {})]
-        assert all(step > job.checkpoint for step in again), f"{folder} began before its checkpoint"
-
-
-def parsed(line: bytes) -> dict[str, Any]:
-    """A journal's entry; nothing for one cut short."""
-    with contextlib.suppress(ValueError):
-        return json.loads(line)
-    return {}
-
-
-def count_ended(jobs: dict[Path, Left]) -> int:
-    return sum(job.ended is not None for job in jobs.values())
-
-
-def folders(config: Config) -> list[Path]:
-    return sorted(path.parent for path in Path(config.run.folder, "search").glob("*/*/*/metrics.jsonl"))
-
-
-def trained(config: Config) -> dict[Path, list[int]]:
-    """The optimizer steps that each job did."""
-    journals = {folder: read_journal(folder / "metrics.jsonl") for folder in folders(config)}
-    return {
-        folder: [step for step, metrics in journal.items() if "loss" in metrics] for folder, journal in journals.items()
-    }
+    settle(entry, left(config))
+    book.close([entry])
 
 
 def parquet(config: Config) -> list[dict[str, Any]]:
     return pq.read_table(Path(str(config.tune.results), "trials.parquet")).to_pylist()
-
-
-def session_of(leader: int) -> set[int]:
-    """The living processes of a session."""
-    found = set()
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError, IndexError):
-                # After the name in brackets: state, parent, group, session.
-                state, _, _, session = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
-                if int(session) == leader and state != "Z":
-                    found.add(int(entry.name))
-    return found
-
-
-def wait(until: Callable[[], bool], driver: subprocess.Popen[bytes] | None, log: Path | None) -> None:
-    """Polls; fails where the driver has ended."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not until():
-        assert driver is None or driver.poll() is None, log and log.read_text()
-        assert time.monotonic() < deadline, log and log.read_text()
-        time.sleep(0.01)
-
-
-def kill_a_worker(
-    config: Config, driver: subprocess.Popen[bytes] | None, log: Path | None, only: Path | None = None
-) -> Path:
-    """Kills the process of a job that has a checkpoint and no end yet; returns the job's folder."""
-    struck: list[Path] = []
-
-    def strike() -> bool:
-        for folder in [only] if only is not None else folders(config):
-            if not CheckpointFolder(str(folder / "checkpoints")).steps():
-                continue
-            for pid in holders(folder / "lock"):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGSTOP)  # it must not end between the look and the kill
-                    running = not (folder / "end.json").exists() and pid in holders(folder / "lock")
-                    os.kill(pid, signal.SIGKILL if running else signal.SIGCONT)
-                    if running:
-                        struck.append(folder)
-                        return True
-        return False
-
-    wait(strike, driver, log)
-    return struck[0]
-
-
-def holders(path: Path) -> list[int]:
-    """The processes that have a file open, without this one."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            with contextlib.suppress(OSError):
-                if any(os.path.realpath(link) == str(path) for link in (entry / "fd").iterdir()):
-                    found.append(int(entry.name))
-    return found
