@@ -36,8 +36,8 @@ ARMS = {"ImageNet teacher": "imagenet", "no pretraining": "", "random teacher": 
 WORLD = WorldConfig(parametrize=8, verify=4, val=4, keyframes=8, scale=0.25)
 TAUGHT, BASELINE, CONTROL = ARMS
 PROBE_RATES = alike(0.02, 0.06, 0.2)
-# One rate for all layers, or a new last layer that learns ten or thirty times as fast as what lies below it.
-SCENE_RATES = (*alike(0.006, 0.02, 0.06), Rates(0.002, 0.06), Rates(0.006, 0.06), Rates(0.02, 0.2))
+# One rate for all layers, or a last layer that learns thirty or ten times as fast as those below it.
+SCENE_RATES = (*alike(0.006, 0.02, 0.06), Rates(0.002, 0.06), Rates(0.006, 0.06))
 OFFERED_AGAIN = 2  # rates that the longer budget chooses from: the short one's best on `verify`
 
 
