@@ -1,6 +1,6 @@
 """What pretraining is worth with few labels: linear probe and one-scene fine-tuning on held-out synthetic scenes.
 
-    python benchmarks/label_efficiency.py [--seeds 0 1 2] [--pretraining 400] [--short 150] [--long 300]
+    python benchmarks/label_efficiency.py [--seeds 0 1 2] [--pretraining 800] [--short 150] [--long 300]
 
 Three arms: a student taught by the ImageNet teacher, random initialisation, and, for the probe alone, a student
 taught by the same network with random weights (what the contrast alone is worth). Every seed has a world, a labelled
@@ -81,7 +81,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/demo.yaml", help="student, teacher and optimizer")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--pretraining", type=int, default=400, help="steps")
+    parser.add_argument("--pretraining", type=int, default=800, help="steps")
     parser.add_argument("--probe", type=int, default=200, help="steps")
     parser.add_argument("--short", type=int, default=150, help="steps of one-scene fine-tuning")
     parser.add_argument("--long", type=int, default=300, help="steps of longer one-scene fine-tuning")
