@@ -4,9 +4,9 @@
 
 Three arms: a student taught by the ImageNet teacher, random initialisation, and, for the probe alone, a student
 taught by the same network with random weights (what the contrast alone is worth). Every seed has a world, a labelled
-scene, a pretraining and fine-tunings of its own. Every arm is offered the same learning rates; which it gets, for every
-task, is chosen on the `verify` scenes, and for the longer budget among the two that were best there at the short one.
-The table is of the `val` scenes, which nothing else looks at. Everything trains in this process. Finished runs are kept
+scene, a pretraining and fine-tunings of its own. Every arm is offered the same learning rates; which of them it gets
+is chosen on the `verify` scenes, for the probe and for the short budget, whose choice the longer budget takes over. The
+table is of the `val` scenes, which nothing else looks at. Everything trains in this process. Finished runs are kept
 under --work, so the command can be interrupted, or run once for each seed and then for all of them.
 
 Prints the table and writes results/label_efficiency.json.
@@ -38,7 +38,6 @@ TAUGHT, BASELINE, CONTROL = ARMS
 PROBE_RATES = alike(0.02, 0.06, 0.2)
 # One rate for all layers, or a last layer that learns thirty or ten times as fast as those below it.
 SCENE_RATES = (*alike(0.006, 0.02, 0.06), Rates(0.002, 0.06), Rates(0.006, 0.06))
-OFFERED_AGAIN = 2  # rates that the longer budget chooses from: the short one's best on `verify`
 
 
 def main() -> None:
@@ -56,8 +55,8 @@ def main() -> None:
             rows = {probe.name: judged(base, arm, student, probe)}
             if arm != CONTROL:
                 rows[short.name] = judged(base, arm, student, short)
-                again = tuple(rates for rates, _ in rows[short.name]["verify"][:OFFERED_AGAIN])
-                rows[long.name] = judged(base, arm, student, replace(long, rates=again))
+                chosen = rows[short.name]["rates"]
+                rows[long.name] = judged(base, arm, student, replace(long, rates=(chosen,)))
             for name, row in rows.items():
                 runs.append({"seed": seed, "arm": arm, "protocol": name, **row})
                 print(f"seed {seed}  {name}  {arm}: {row['miou']:.1f} mIoU at rate {row['rates']}", flush=True)
