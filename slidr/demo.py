@@ -24,7 +24,7 @@ from slidr.cluster.superpixels import SuperpixelReport
 from slidr.config import Config, TrackingConfig, fingerprint
 from slidr.data import storage
 from slidr.data.frames import FrameTable
-from slidr.label_efficiency import Protocol, judged
+from slidr.label_efficiency import Protocol, alike, judged
 from slidr.stages import console, make_frames, make_superpixels, make_world, run_pretraining
 from slidr.tracking import tracking_uri
 from slidr.training.runs import folder_of
@@ -104,8 +104,10 @@ def few_labels(config: Config, student: str) -> list[dict[str, Any]]:
     """
     demo = config.demo
     protocols = (
-        Protocol(f"linear probe, {demo.probe_steps} steps", demo.probe_steps, (demo.probe_lr,), probe=True),
-        Protocol(f"fine-tuning on 1 scene, {demo.scene_steps} steps", demo.scene_steps, (demo.scene_lr,), probe=False),
+        Protocol(f"linear probe, {demo.probe_steps} steps", demo.probe_steps, alike(demo.probe_lr), True),
+        Protocol(
+            f"fine-tuning on 1 scene, {demo.scene_steps} steps", demo.scene_steps, alike(demo.scene_lr), probe=False
+        ),
     )
     jobs = [(protocol, arm, seed) for protocol in protocols for seed in demo.seeds for arm in _ARMS]
     scores: dict[tuple[Protocol, str, int], float] = {}

@@ -19,44 +19,62 @@ from slidr.tuning.table import interval
 
 
 @dataclass(frozen=True)
+class Rates:
+    """Peak learning rates: of the last layer, which is always new, and of those before it, which a probe freezes."""
+
+    backbone: float
+    head: float
+
+    def __str__(self) -> str:
+        return f"{self.head:g}" if self.backbone == self.head else f"{self.backbone:g}, last layer {self.head:g}"
+
+
+def alike(*rates: float) -> tuple[Rates, ...]:
+    """Each rate for all layers."""
+    return tuple(Rates(rate, rate) for rate in rates)
+
+
+@dataclass(frozen=True)
 class Protocol:
     """A way to judge a student: which layers and labels train, for how many steps, at which rates."""
 
     name: str
     steps: int
-    rates: tuple[float, ...]  # the best one on `verify` is taken
+    rates: tuple[Rates, ...]  # the best ones on `verify` are taken
     probe: bool  # true: the last layer alone, with every label; false: all layers, with one scene's labels
 
 
 def judged(base: Config, arm: str, student: str | None, protocol: Protocol, progress: bool = False) -> dict[str, Any]:
-    """The scores on `val` of a student (None: random weights) after the protocol, at the rate best on `verify`.
+    """The scores on `val` of a student (None: random weights) after the protocol, at the rates best on `verify`.
 
-    Nothing but the last scoring looks at `val`. The runs' folders, in `base.run.folder`, are named by `arm`, protocol
-    and rate; finished ones are not repeated.
+    Nothing but the last scoring looks at `val`. "verify" holds the mIoU of all rates, best first; a single offer is not
+    scored. The runs' folders, in `base.run.folder`, are named by `arm`, protocol and rates; finished ones are not
+    repeated.
     """
-    trained: dict[float, tuple[Config, str]] = {}
-    for rate in protocol.rates:
-        config = downstream_config(base, arm, student, protocol, rate)
-        trained[rate] = config, finetune(config, progress)["student"]
-    verify = {rate: _scores(*run, "verify")["miou"] for rate, run in trained.items() if len(trained) > 1}
-    best = max(verify, key=lambda rate: verify[rate], default=protocol.rates[0])
+    trained: dict[Rates, tuple[Config, str]] = {}
+    for rates in protocol.rates:
+        config = downstream_config(base, arm, student, protocol, rates)
+        trained[rates] = config, finetune(config, progress)["student"]
+    verify = {rates: _scores(*run, "verify")["miou"] for rates, run in trained.items() if len(trained) > 1}
+    ranked = sorted(verify, key=lambda rates: verify[rates], reverse=True)
+    best = ranked[0] if ranked else protocol.rates[0]
     scores = _scores(*trained[best], "val")
     return {
-        "lr": best,
+        "rates": best,
         "miou": 100 * scores["miou"],
         "interval_95_over_frames": [100 * bound for bound in scores["miou_interval_95"]],
         "absent": scores["absent"],
-        "verify_miou_of_lr": {str(rate): 100 * miou for rate, miou in verify.items()},
+        "verify": [(rates, 100 * verify[rates]) for rates in ranked],
     }
 
 
-def downstream_config(base: Config, arm: str, student: str | None, protocol: Protocol, rate: float) -> Config:
+def downstream_config(base: Config, arm: str, student: str | None, protocol: Protocol, rates: Rates) -> Config:
     """The config of one fine-tuning or probe, in the calling process; `base` pretrains on the same frames."""
     scenes = len(subset_frames(base, "train").scenes)
     labelled = scenes if protocol.probe else 1
     frames = len(subset_frames(base, "train")) * labelled // scenes
     kind = "probe" if protocol.probe else "scene"
-    name = f"{kind}-{arm.replace(' ', '-')}-{protocol.steps}-{rate:g}"
+    name = f"{kind}-{arm.replace(' ', '-')}-{protocol.steps}-{rates.backbone:g}-{rates.head:g}"
     return replace(
         base,
         data=replace(base.data, train_fraction=labelled / scenes, max_val_frames=1),
@@ -66,7 +84,8 @@ def downstream_config(base: Config, arm: str, student: str | None, protocol: Pro
         loss=LossConfig(names=("cross_entropy_lovasz",)),
         optim=replace(
             base.optim,
-            lr=rate,
+            lr=rates.backbone,
+            head_lr=rates.head,
             epochs=math.ceil(protocol.steps / max(1, frames // base.optim.batch_size)),
             max_steps=protocol.steps,
         ),

@@ -12,17 +12,20 @@ import numpy as np
 import pytest
 
 from slidr import label_efficiency
-from slidr.config import Config, DataConfig, OptimConfig, RunConfig, WorldConfig
+from slidr.config import Config, DataConfig, OptimConfig, RunConfig, StudentConfig, WorldConfig
 from slidr.data.frames import write_frames
 from slidr.data.loading import subset_frames
-from slidr.label_efficiency import Protocol, downstream_config, gain, judged
+from slidr.label_efficiency import Protocol, Rates, downstream_config, gain, judged
+from slidr.training.optim import build_optimizer
+from slidr.training.segment import SegmentTask
 from slidr.types import Frame
 
 SCENES, FRAMES = 6, 5  # to train on, and keyframes of each
-PROBE = Protocol("probe", steps=40, rates=(0.1, 0.2, 0.4), probe=True)
-SCENE = Protocol("scene", steps=7, rates=(0.1, 0.2, 0.4), probe=False)
-VERIFY = {0.1: 0.30, 0.2: 0.50, 0.4: 0.40}
-VAL = {0.1: 0.90, 0.2: 0.60, 0.4: 0.95}  # another rate would look better there
+LOW, CHOSEN, HIGH = Rates(0.1, 0.1), Rates(0.1, 0.3), Rates(0.4, 0.4)  # the same backbone rate twice
+PROBE = Protocol("probe", steps=40, rates=(LOW, CHOSEN, HIGH), probe=True)
+SCENE = Protocol("scene", steps=7, rates=(LOW, CHOSEN, HIGH), probe=False)
+VERIFY = {LOW: 0.30, CHOSEN: 0.50, HIGH: 0.40}
+VAL = {LOW: 0.90, CHOSEN: 0.60, HIGH: 0.95}  # other rates would look better there
 
 
 @pytest.fixture
@@ -44,17 +47,17 @@ def base(tmp_path: Path) -> Config:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
-    """What was trained (config), and what was scored (rate, split, student), by stand-ins that know every score."""
+    """What was trained (rates), and what was scored (rates, split, student), by stand-ins that know every score."""
     seen: dict[str, list[Any]] = {"trained": [], "scored": []}
 
     def finetune(config: Config, progress: bool = True) -> dict[str, Any]:
-        seen["trained"].append(config)
-        return {"student": f"student-{config.optim.lr}.pt"}
+        seen["trained"].append(rates_of(config))
+        return {"student": f"student-{rates_of(config)}.pt"}
 
     def evaluate(config: Config) -> dict[str, Any]:
-        rate, wanted = config.optim.lr, config.evaluation
-        seen["scored"].append((rate, wanted.split, wanted.checkpoint))
-        miou = {"verify": VERIFY, "val": VAL}[wanted.split][rate]
+        rates, wanted = rates_of(config), config.evaluation
+        seen["scored"].append((rates, wanted.split, wanted.checkpoint))
+        miou = {"verify": VERIFY, "val": VAL}[wanted.split][rates]
         return {"evaluation": {"miou": miou, "miou_interval_95": [miou - 0.1, miou + 0.1], "absent": ["bus"]}}
 
     monkeypatch.setattr(label_efficiency, "finetune", finetune)
@@ -62,30 +65,46 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
     return seen
 
 
+def rates_of(config: Config) -> Rates:
+    assert config.optim.head_lr is not None
+    return Rates(config.optim.lr, config.optim.head_lr)
+
+
 @pytest.mark.parametrize("protocol", [PROBE, SCENE])
-def test_verify_chooses_the_rate_and_val_is_scored_once_with_the_chosen_one(
+def test_verify_chooses_the_rates_and_val_is_scored_once_with_the_chosen_ones(
     base: Config, calls: dict[str, list[Any]], protocol: Protocol
 ) -> None:
     row = judged(base, "ImageNet teacher", "pretrained.pt", protocol)
-    assert row["lr"] == 0.2
+    assert row["rates"] == CHOSEN
     assert row["miou"] == pytest.approx(60.0)
     assert row["interval_95_over_frames"] == pytest.approx([50.0, 70.0])
     assert row["absent"] == ["bus"]
-    assert row["verify_miou_of_lr"] == pytest.approx({"0.1": 30.0, "0.2": 50.0, "0.4": 40.0})
-    assert [config.optim.lr for config in calls["trained"]] == [0.1, 0.2, 0.4]
-    assert [entry for entry in calls["scored"] if entry[1] == "val"] == [(0.2, "val", "student-0.2.pt")]
+    assert row["verify"] == [(CHOSEN, 50.0), (HIGH, 40.0), (LOW, 30.0)]
+    assert calls["trained"] == [LOW, CHOSEN, HIGH]
+    assert [entry for entry in calls["scored"] if entry[1] == "val"] == [(CHOSEN, "val", f"student-{CHOSEN}.pt")]
     assert calls["scored"][-1][1] == "val"
-    assert sorted(calls["scored"][:-1]) == [(rate, "verify", f"student-{rate}.pt") for rate in (0.1, 0.2, 0.4)]
+    assert calls["scored"][:-1] == [(rates, "verify", f"student-{rates}.pt") for rates in (LOW, CHOSEN, HIGH)]
 
 
-def test_a_single_rate_is_taken_without_a_choice(base: Config, calls: dict[str, list[Any]]) -> None:
-    row = judged(base, "no pretraining", None, replace(SCENE, rates=(0.4,)))
-    assert (row["lr"], row["verify_miou_of_lr"]) == (0.4, {})
-    assert calls["scored"] == [(0.4, "val", "student-0.4.pt")]
+def test_a_single_offer_is_taken_without_a_choice(base: Config, calls: dict[str, list[Any]]) -> None:
+    row = judged(base, "no pretraining", None, replace(SCENE, rates=(HIGH,)))
+    assert (row["rates"], row["verify"]) == (HIGH, [])
+    assert calls["scored"] == [(HIGH, "val", f"student-{HIGH}.pt")]
+
+
+def test_the_last_layer_and_the_layers_before_it_train_at_their_own_rates(base: Config) -> None:
+    tiny = replace(base, student=StudentConfig(name="minkunet14", width=0.25))
+    scene = downstream_config(tiny, "no pretraining", None, SCENE, Rates(backbone=0.002, head=0.06))
+    task = SegmentTask(scene)
+    optimizer = build_optimizer(task.parameter_groups(), scene.optim)
+    name_of = {parameter: name for name, parameter in task.model.student.named_parameters()}
+    rate_of = {name_of[p]: group["peak_lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert len(rate_of) == len(name_of)
+    assert {name: rate for name, rate in rate_of.items() if rate != 0.002} == {"final.kernel": 0.06, "final.bias": 0.06}
 
 
 def test_a_scene_protocol_has_the_labels_of_one_scene_and_trains_every_layer(base: Config) -> None:
-    config = downstream_config(base, "random teacher", "pretrained.pt", SCENE, 0.1)
+    config = downstream_config(base, "random teacher", "pretrained.pt", SCENE, LOW)
     assert subset_frames(config, "train").scenes == [f"parametrize-{SCENES - 1}"]
     assert len(subset_frames(config, "train")) == FRAMES
     assert not config.student.freeze
@@ -94,19 +113,19 @@ def test_a_scene_protocol_has_the_labels_of_one_scene_and_trains_every_layer(bas
 
 
 def test_a_probe_has_every_label_and_trains_the_last_layer(base: Config) -> None:
-    config = downstream_config(base, "random teacher", "pretrained.pt", PROBE, 0.1)
+    config = downstream_config(base, "random teacher", "pretrained.pt", PROBE, LOW)
     assert len(subset_frames(config, "train").scenes) == SCENES
     assert config.student.freeze
     # Thirty frames in batches of two are fifteen steps an epoch; forty steps are within the third.
     assert (config.optim.max_steps, config.optim.epochs) == (40, 3)
 
 
-def test_every_arm_and_rate_has_a_run_of_its_own_from_its_own_start(base: Config) -> None:
+def test_every_arm_and_offer_has_a_run_of_its_own_from_its_own_start(base: Config) -> None:
     configs = [
-        downstream_config(base, arm, student, protocol, rate)
+        downstream_config(base, arm, student, protocol, rates)
         for arm, student in (("ImageNet teacher", "pretrained.pt"), ("no pretraining", None))
         for protocol in (PROBE, SCENE)
-        for rate in protocol.rates
+        for rates in protocol.rates
     ]
     assert len({config.run.name for config in configs}) == len(configs)
     assert {config.student.weights for config in configs[:6]} == {"pretrained.pt"}
@@ -151,7 +170,7 @@ def test_pretraining_has_as_many_epochs_as_hold_its_steps(benchmark: ModuleType,
 
 def runs(protocol: Protocol, scores: dict[str, list[float]]) -> list[dict[str, Any]]:
     return [
-        {"seed": seed, "arm": arm, "protocol": protocol.name, "miou": miou, "lr": (0.1, 0.2, 0.4)[seed]}
+        {"seed": seed, "arm": arm, "protocol": protocol.name, "miou": miou, "rates": (LOW, CHOSEN, HIGH)[seed]}
         for arm, values in scores.items()
         for seed, miou in enumerate(values)
     ]
@@ -169,7 +188,7 @@ def test_a_summary_has_every_arms_mean_and_its_gain_seed_by_seed(benchmark: Modu
     found += runs(SCENE, {"ImageNet teacher": [31.0, 30.0, 29.0], "no pretraining": [30.0, 30.0, 30.0]})
     probe, scene = (benchmark.summarised(found, protocol) for protocol in (PROBE, SCENE))
     taught = probe["arms"]["ImageNet teacher"]
-    assert (taught["miou"], taught["lr"], taught["mean"]) == ([30.0, 33.0, 36.0], [0.1, 0.2, 0.4], 33.0)
+    assert (taught["miou"], taught["rates"], taught["mean"]) == ([30.0, 33.0, 36.0], [LOW, CHOSEN, HIGH], 33.0)
     assert (taught["gain"], taught["mean_gain"]) == ([20.0, 23.0, 26.0], 23.0)
     assert taught["half_width_95"] == pytest.approx(7.452413, abs=1e-6)  # deviation 3, as above
     assert probe["arms"]["no pretraining"]["mean_gain"] == 0.0
@@ -178,5 +197,8 @@ def test_a_summary_has_every_arms_mean_and_its_gain_seed_by_seed(benchmark: Modu
     assert scene["arms"]["ImageNet teacher"]["gain"] == [1.0, 0.0, -1.0]
     assert "over_random_teacher" not in scene
     lines = benchmark.table([probe, scene]).splitlines()
-    assert "| probe | ImageNet teacher | 0.1 / 0.2 / 0.4 | 30.0 / 33.0 / 36.0 | 33.0 | +23.0 ± 7.5" in lines[2]
+    assert (
+        "| probe | ImageNet teacher | 0.1 / 0.1, last layer 0.3 / 0.4 | 30.0 / 33.0 / 36.0 | 33.0 | +23.0 ± 7.5"
+        in lines[2]
+    )
     assert lines[-1].startswith("probe: ImageNet teacher over random teacher +11.0 ± 2.5 (+10.0 / +11.0 / +12.0)")
