@@ -6,23 +6,16 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import ray
-from ray._private import state as ray_state
-from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
-from ray.experimental.internal_kv import (
-    _internal_kv_del,
-    _internal_kv_get,
-    _internal_kv_list,
-    _internal_kv_put,
-)
 
 from slidr.training.runs import RunFolder
 
 _START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 _PLACES_S = 10
 _ANSWER_S = 10.0
-_NOTES = b"slidr-requests"  # in the cluster's own store: run folder -> "request driver"
+_NOTES = b"slidr-requests"  # in the cluster's own store: "driver run-folder" -> request
 _log = logging.getLogger(__name__)
 
 
@@ -41,26 +34,42 @@ def impatient() -> Iterator[None]:
         yield
     finally:
         if not chosen:
-            del os.environ[_START_TIMEOUT]
+            os.environ.pop(_START_TIMEOUT, None)
 
 
-def take_back_requests(folder: RunFolder, run_id: str) -> None:
-    """Takes back what launches that were killed had asked Ray for, and notes what this one (`run_id`, Ray's) asks for.
+def take_back_requests(folder: RunFolder, trainer: Any) -> None:
+    """Takes back what launches whose drivers are no more had asked Ray for, and notes what this one asks for.
 
     Ray holds that for them until 180 s after they were killed, before those who ask later: an elastic run would begin
     with the workers that there is room for beside such ghosts, or wait. Ray's view of the nodes, up to 20 s old, is
-    brought up to date as well. The notes are in the cluster's own store, one a run: its newest launch and its driver.
+    brought up to date as well. Notes lie in the cluster's own store, one for each run and driver: its newest launch. A
+    driver's own earlier launch of a run has ended, so that is taken back, too; what another living driver asked for is
+    not. All of this is private to Ray: where it is not as expected, a line says so and training begins without it.
     """
     try:
-        coordinator = get_or_create_autoscaling_coordinator()
+        from ray._private import state as ray_state
+        from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator
+        from ray.experimental.internal_kv import (
+            _internal_kv_del,
+            _internal_kv_get,
+            _internal_kv_list,
+            _internal_kv_put,
+        )
+
+        coordinator = default_autoscaling_coordinator.get_or_create_autoscaling_coordinator()
         living = {job["JobID"] for job in ray_state.state.job_table() if not job["IsDead"]}
-        for key in _internal_kv_list(b"", namespace=_NOTES):
-            request, driver = (_internal_kv_get(key, namespace=_NOTES) or b" ").decode().split(" ")
-            if key == folder.path.encode() or driver not in living:
-                ray.get(coordinator.cancel_request.remote(request), timeout=_ANSWER_S)
-                _internal_kv_del(key, namespace=_NOTES)
         driver = ray.get_runtime_context().get_job_id()
-        _internal_kv_put(folder.path.encode(), f"train-{run_id} {driver}".encode(), namespace=_NOTES)
+        own = f"{driver} {folder.path}".encode()
+        stale = [
+            (key, request.decode())
+            for key in _internal_kv_list(b"", namespace=_NOTES)
+            if (key == own or key.split(b" ", 1)[0].decode() not in living)
+            and (request := _internal_kv_get(key, namespace=_NOTES)) is not None
+        ]
+        for key, _ in stale:  # first: what cannot be taken back now is not tried by every later launch
+            _internal_kv_del(key, namespace=_NOTES)
+        _internal_kv_put(own, f"train-{trainer.train_run_context.run_id}".encode(), namespace=_NOTES)
+        ray.get([coordinator.cancel_request.remote(request) for _, request in stale], timeout=_ANSWER_S)
         ray.get(coordinator.get_reserved_resources.remote("nobody", recompute=True), timeout=_ANSWER_S)
     except Exception as error:  # all of it comes right by itself, later
-        _log.warning("Ray may hold room for killed runs for up to three minutes (%s)", type(error).__name__)
+        _log.warning("Ray may hold room for killed runs for up to three minutes (%s: %s)", type(error).__name__, error)

@@ -104,7 +104,7 @@ def telling_waits(
             elif told is None or time.monotonic() - told > _REMIND_S:
                 tell(
                     f"waiting for a node: {missing[0]} ({_in_words(nodes)}); add one (`ray start --address=...`, or "
-                    f"leave it to the autoscaler) and it goes on by itself, or {end_and_go_on}"
+                    f"leave it to the autoscaler) and it goes on by itself, or, if no step follows, {end_and_go_on}"
                 )
                 told = time.monotonic()
 
@@ -114,7 +114,7 @@ def telling_waits(
         yield
     finally:
         stop.set()
-        thread.join()
+        thread.join(poll_s)  # it may be asking a head that does not answer
 
 
 def _in_words(nodes: Sequence[Node]) -> str:

@@ -233,7 +233,7 @@ def _run_workers(config: Config, stage: Stage, run: tracking.RunHandle | None) -
         ),
     )
     try:
-        take_back_requests(folder, trainer.train_run_context.run_id)  # type: ignore[attr-defined]
+        take_back_requests(folder, trainer)
         with impatient() if cluster.elastic else contextlib.nullcontext():
             trainer.fit()
     except Exception as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import ray
@@ -36,22 +37,34 @@ def test_what_killed_launches_asked_for_is_taken_back_and_what_living_ones_ask_f
     def holds(request: str) -> bool:
         return bool(ray.get(coordinator.get_reserved_resources.remote(request)))
 
-    take_back_requests(own, "own-1")
-    take_back_requests(other, "other-1")
-    _internal_kv_put(ghosts.path.encode(), b"train-ghost-1 99999999", namespace=_NOTES)  # of a driver that is no more
+    def launch(run_id: str) -> SimpleNamespace:
+        return SimpleNamespace(train_run_context=SimpleNamespace(run_id=run_id))
+
+    take_back_requests(own, launch("own-1"))
+    take_back_requests(other, launch("other-1"))
+    # Of a driver that is no more.
+    _internal_kv_put(f"99999999 {ghosts.path}".encode(), b"train-ghost-1", namespace=_NOTES)
     requests = ["train-own-1", "train-other-1", "train-ghost-1"]
     for request in requests:
         ask(request)
     try:
         assert [holds(request) for request in requests] == [True, True, True]  # one of three CPUs each
-        take_back_requests(own, "own-2")
+        take_back_requests(own, launch("own-2"))
         assert [holds(request) for request in requests] == [False, True, False]
         ask("train-own-2")
-        take_back_requests(own, "own-3")
+        take_back_requests(own, launch("own-3"))
         assert not holds("train-own-2")
     finally:
         for request in requests:
             ray.get(coordinator.cancel_request.remote(request))
+
+
+@pytest.mark.ray
+def test_a_ray_that_answers_otherwise_is_a_warning_and_no_failed_run(
+    ray_cluster: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    take_back_requests(RunFolder(str(tmp_path / "run")), SimpleNamespace())  # a trainer without a run of Ray's
+    assert "Ray may hold room for killed runs for up to three minutes (AttributeError:" in caplog.text
 
 
 def test_an_elastic_run_asks_for_places_again_soon_unless_the_user_chose_how_soon(

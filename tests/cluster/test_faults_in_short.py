@@ -1,8 +1,9 @@
-"""Of `make chaos`, what takes less than a minute: a worker of each kind is killed on the session's own cluster."""
+"""Of `make chaos`, what takes a minute: a worker of the superpixels and one of a training is killed, in the session."""
 
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -37,10 +38,12 @@ def struck(book: FaultBook, kind: str, work: Work, number: int, title: str) -> I
     """
     entries: list[Entry] = []
     errors: list[BaseException] = []
+    ended = threading.Event()
 
     def until(what: str, reached: Callable[[], object]) -> None:
         deadline = time.monotonic() + PATIENCE_S
         while not reached():
+            assert not ended.is_set() or reached(), f"the work ended before: {what}"
             assert time.monotonic() < deadline, f"not within {PATIENCE_S:g} s: {what}"
             time.sleep(0.01)
 
@@ -52,7 +55,14 @@ def struck(book: FaultBook, kind: str, work: Work, number: int, title: str) -> I
         try:
             until(f"progress of {number}", lambda: work.progress() >= number)
             until(f"a process {title}", workers)
-            pids, began = workers(), time.monotonic()
+            pids = []
+            while not (pids and pids[-1] in workers()):  # held still: it must not end its work between look and kill
+                for pid in pids[-1:]:
+                    os.kill(pid, signal.SIGCONT)
+                until(f"a process {title}", workers)
+                pids = workers()
+                os.kill(pids[-1], signal.SIGSTOP)
+            began = time.monotonic()
             kill(pids[-1])
             entry = book.open(kind, work.unit)
             await_end(pids if title == TRAIN_WORKER else pids[-1:])
@@ -65,10 +75,14 @@ def struck(book: FaultBook, kind: str, work: Work, number: int, title: str) -> I
 
     thread = threading.Thread(target=strike, daemon=True)
     thread.start()
-    yield entries
+    try:
+        yield entries
+    finally:
+        ended.set()
     thread.join(PATIENCE_S)
     if errors:
         raise errors[0]
+    assert not thread.is_alive(), f"not within {PATIENCE_S:g} s: a fault and progress after it"
     for entry in entries:
         entry.lost, entry.again = work.cost(entry)
 

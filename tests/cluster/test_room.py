@@ -118,7 +118,8 @@ def test_a_wait_for_a_lost_node_is_told_once_with_what_to_do_and_so_is_its_end(m
         assert done.wait(10)
     assert said == [
         "waiting for a node: cluster: 2 workers x 1 CPUs + 1 loader CPUs need 3 CPUs, the cluster has 2 (nodes: 2 "
-        "CPUs); add one (`ray start --address=...`, or leave it to the autoscaler) and it goes on by itself, or end it",
+        "CPUs); add one (`ray start --address=...`, or leave it to the autoscaler) and it goes on by itself, or, if "
+        "no step follows, end it",
         "nodes have come, there is room again (nodes: 2 CPUs, 4 CPUs): going on",
     ]
 

@@ -125,7 +125,11 @@ def test_lost_nodes_replaced_at_once_or_once_the_user_was_told(
     assert all(entry.at < 10 for entry in entries)
     needs = r"2 workers x 1 CPUs \+ 1 loader CPUs need 3 CPUs, the cluster has 2 \(nodes: 2 CPUs\)"
     assert re.search(
-        WAITS + "cluster: " + needs + r"; add one .* goes on by itself, or end this .*--run\.resume", output
+        WAITS
+        + "cluster: "
+        + needs
+        + r"; add one .* goes on by itself, or, if no step follows, end this .*--run\.resume",
+        output,
     )
     assert "nodes have come, there is room again (nodes: 2 CPUs, 2 CPUs): going on" in output
     require_same(config, on_ray[2])
