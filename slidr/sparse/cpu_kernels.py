@@ -26,7 +26,7 @@ from slidr.sparse.kernel_map import KernelMap
 
 _TILE_FLOATS = 2**17  # of a tile of output rows: half a megabyte, which a core's cache holds
 _ORDER = {"convolve": CONVOLVE, "weight_gradient": WEIGHT_GRADIENT, "transpose": TRANSPOSE}
-_BLOCK, _CHUNK = 64, 256  # channels and pairs whose rows the weight gradient keeps in the cache
+_BLOCK, _CHUNK = 64, 128  # channels and pairs whose rows the weight gradient keeps in the cache; 128 rounds least
 
 
 def suits(x: Tensor, weight: Tensor) -> bool:
