@@ -61,7 +61,7 @@ def panels(columns: int, shape: Shape) -> list[tuple[int, int]]:
 
 
 def module(shape: Shape) -> str:
-    """The text of a module with both entry points."""
+    """The text of a module with all entry points."""
     widths = sorted({width for _, width in shape.kinds})
     declared = [f"declare {_v(w)} @llvm.fma.v{w}f32({_v(w)}, {_v(w)}, {_v(w)})" for w in widths]
     return "\n".join(

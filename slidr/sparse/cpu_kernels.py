@@ -35,8 +35,8 @@ def suits(x: Tensor, weight: Tensor) -> bool:
         x.device.type == "cpu"
         and x.dtype == torch.float32
         and weight.dtype == torch.float32
-        and weight.shape[1] % 8 == 0
-        and weight.shape[2] % 8 == 0
+        and weight.shape[1] % 8 == 0 < weight.shape[1]
+        and weight.shape[2] % 8 == 0 < weight.shape[2]
         and available()
     )
 
@@ -50,6 +50,8 @@ def available() -> bool:
 def convolve(x: Float[Tensor, "V C"], weight: Float[Tensor, "K C D"], kernel_map: KernelMap) -> Float[Tensor, "W D"]:
     """out[o] = sum over the pairs (i, o, k) of x[i] @ weight[k]."""
     offsets, channels, columns = weight.shape
+    _require("weight", weight, (len(kernel_map.counts), channels, columns))
+    _require("x", x, (kernel_map.num_inputs, channels))
     x, weight = x.contiguous(), weight.contiguous()
     tiles = tiles_of(kernel_map, columns)
     out = x.new_empty(kernel_map.num_outputs, columns)
@@ -106,9 +108,15 @@ def weight_gradient(
 ) -> Float[Tensor, "K C D"]:
     """dweight[k] = sum over the pairs (i, o, k) of x[i]^T grad[o]."""
     offsets, channels, columns = weight.shape
+    _require("weight", weight, (len(kernel_map.counts), channels, columns))
+    _require("x", x, (kernel_map.num_inputs, channels))
+    _require("grad", grad, (kernel_map.num_outputs, columns))
     x, grad = x.contiguous(), grad.contiguous()
     out = torch.empty_like(weight, memory_format=torch.contiguous_format)
-    blocks = -(-channels // _BLOCK)
+    block = _BLOCK
+    while block > 8 and offsets * -(-channels // block) < 4 * torch.get_num_threads():  # tasks for every thread
+        block //= 2
+    blocks = -(-channels // block)
     bounds = np.concatenate([[0], np.cumsum(kernel_map.counts)]).astype(np.int64)
     cut = _Panels(columns)
     _kernels().run(
@@ -118,12 +126,12 @@ def weight_gradient(
             "x": x,
             "g": grad,
             "dw": out,
-            "input_rows": kernel_map.input_rows,
-            "output_rows": kernel_map.output_rows,
+            "input_rows": kernel_map.input_rows.contiguous(),
+            "output_rows": kernel_map.output_rows.contiguous(),
             "bounds": bounds,
             "channels": channels,
             "columns": columns,
-            "block": _BLOCK,
+            "block": block,
             "blocks": blocks,
             "chunk": _CHUNK,
             **cut.arguments,
@@ -199,7 +207,16 @@ class Kernels:
         """Calls an entry point on as many threads as torch uses; returns when its tasks are done."""
         order = _ORDER[name]
         values = np.array([0, *(_number(arguments[argument]) for argument in order[1:])], np.int64)
-        _in_parallel(self._engine.get_function_address(name), values.ctypes.data)
+        _in_parallel(self._engine.get_function_address(name), values.ctypes.data, (values, arguments))
+
+
+def _require(name: str, got: Tensor, shape: tuple[int, ...]) -> None:
+    """Kernels read addresses: what is not as they take it to be must not reach them."""
+    if tuple(got.shape) != shape or got.device.type != "cpu" or got.dtype != torch.float32:
+        raise ValueError(
+            f"sparse convolution: got {name} {tuple(got.shape)} {got.dtype} on {got.device}, expected {shape} "
+            "torch.float32 on the CPU; do the layer's channels and the coordinates fit the features?"
+        )
 
 
 def _number(value: int | Tensor | np.ndarray) -> int:
@@ -229,8 +246,11 @@ def _shape() -> Shape | None:
     return AVX2 if has.get("avx2", False) and has.get("fma", False) else None
 
 
-def _in_parallel(function: int, argument: int) -> None:
-    """Calls a compiled function on every thread of torch's own team, whose members would else spin beside ours."""
+def _in_parallel(function: int, argument: int, arrays: object) -> None:
+    """Calls a compiled function on every thread of torch's own team, whose members would else spin beside ours.
+
+    `arrays` are what it reads and writes: a thread that an interrupt leaves behind keeps them alive.
+    """
     threads = torch.get_num_threads()
     team = _team()
     if threads == 1:
@@ -239,7 +259,7 @@ def _in_parallel(function: int, argument: int) -> None:
         team(function, argument, threads, 0)
     else:
         call = _callable(function)
-        others = [threading.Thread(target=call, args=(argument,)) for _ in range(threads - 1)]
+        others = [threading.Thread(target=lambda kept: call(argument), args=(arrays,)) for _ in range(threads - 1)]
         for other in others:
             other.start()
         call(argument)

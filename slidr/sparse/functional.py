@@ -39,7 +39,7 @@ def sparse_conv(x: Float[Tensor, "V C"], weight: Float[Tensor, "K C D"], kernel_
 def pointwise_conv(
     x: Float[Tensor, "V C"], weight: Float[Tensor, "C D"], every_row: Callable[[], KernelMap]
 ) -> Float[Tensor, "V D"]:
-    """``x @ weight``; on the CPU by its kernels, which beat the BLAS there. `every_row` pairs every row with itself."""
+    """``x @ weight``; on the CPU by its kernels (docs/performance.md). `every_row` pairs every row with itself."""
     if by_cpu_kernels(x, weight[None]) and not torch.is_autocast_enabled(x.device.type):
         return _SparseConv.apply(x, weight[None], every_row())
     return x @ weight

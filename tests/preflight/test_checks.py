@@ -55,6 +55,7 @@ def test_a_pinned_package_of_another_version_is_a_warning_and_a_missing_one_an_e
 
 
 def test_an_engine_that_is_not_installed_is_an_error(prepared: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks.cpu_kernels, "available", lambda: True)  # it asks the same module, once a process
     monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: None)
     assert checks.engine(prepared).status == "ok"
     config = replace(prepared, student=replace(prepared.student, engine="minkowski"))

@@ -168,6 +168,22 @@ def test_outputs_without_pairs_are_zero_and_so_are_gradients_of_offsets_without_
     assert [t.numel() for t in all_three(x[:0], weight, grad[:0], empty)[:2]] == [0, 0]
 
 
+def test_what_does_not_fit_is_refused_before_an_address_is_read() -> None:
+    kernel_map = maps()["submanifold"]
+    x, weight, grad = operands(kernel_map, 16, 24)
+    for wrong in (x[:, :8], x[:-1], x.double()):
+        with pytest.raises(ValueError, match="got x"):
+            cpu_kernels.convolve(wrong, weight, kernel_map)
+        with pytest.raises(ValueError, match="got x"):
+            cpu_kernels.weight_gradient(wrong, weight, grad, kernel_map)
+    with pytest.raises(ValueError, match="got weight"):
+        cpu_kernels.convolve(x, weight[:8], kernel_map)
+    with pytest.raises(ValueError, match="got weight"):
+        cpu_kernels.convolve(x, weight.to("meta"), kernel_map)
+    with pytest.raises(ValueError, match="got grad"):
+        cpu_kernels.weight_gradient(x, weight, grad[:, :16], kernel_map)
+
+
 def test_strided_and_transposed_views_are_read_as_what_they_hold() -> None:
     kernel_map = maps()["submanifold"]
     x, weight, grad = operands(kernel_map, 16, 24)
