@@ -95,7 +95,7 @@ def base(tiny_world: Path, ray_cluster: None, tmp_path_factory: pytest.TempPathF
         teacher=TeacherConfig(name="efficientnet_lite0", weights="imagenet"),
         loss=LossConfig(gather_negatives=True),
         # Gently: large steps, and Adam's division by tiny gradients, blow float32's rounding up within ten steps.
-        optim=OptimConfig(lr=1e-3, epochs=10, max_steps=10, batch_size=2),
+        optim=OptimConfig(lr=5e-4, epochs=10, max_steps=10, batch_size=2),
         run=RunConfig(folder=str(folder / "runs"), log_every=1, checkpoint_every=3, keep_checkpoints=9, score_frames=2),
         cluster=ClusterConfig(num_workers=0),
     )

@@ -101,7 +101,7 @@ def test_an_interrupted_run_ends_in_the_same_weights(
 def test_resuming_with_other_values_is_refused_by_key(base: Config, alone: tuple[Config, dict[str, Any]]) -> None:
     config = named(base, "alone", resume=True)
     other = replace(config, optim=replace(config.optim, lr=0.1))
-    with pytest.raises(RunError, match=r"optim\.lr was 0\.001, now 0\.1"):
+    with pytest.raises(RunError, match=r"optim\.lr was 0\.0005, now 0\.1"):
         pretrain(other, progress=False)
 
 
@@ -138,8 +138,7 @@ def test_one_ray_worker_equals_the_calling_process(
 
 def test_two_workers_agree_with_one_over_the_first_ten_steps(on_ray: dict[int, Config]) -> None:
     assert len(losses(on_ray[1])) == 10
-    # Rounding alone makes 2e-7 at the first step and up to 1.3e-4 at the ninth, of losses near 6.
-    assert losses(on_ray[2]) == pytest.approx(losses(on_ray[1]), rel=1e-4)
+    assert losses(on_ray[2]) == pytest.approx(losses(on_ray[1]), abs=1e-4)
 
 
 def test_a_damaged_superpixel_map_is_named_to_the_user(base: Config, tmp_path: Path) -> None:
