@@ -34,7 +34,6 @@ from torch import Tensor
 
 from slidr.models.minkunet import MinkUNet34C
 from slidr.sparse import SparseTensor, modules
-from slidr.sparse import functional as sparse_functional
 from slidr.sparse.choice import SWITCH
 
 SHARED = Path(os.environ.get("SLIDR_SHARED", Path(__file__).resolve().parents[2] / "shared"))
@@ -107,14 +106,18 @@ def gemm_peaks(size: int = 2048) -> dict[str, float]:
 def count_gflop(model: MinkUNet34C, features: Tensor, coordinates: Tensor) -> float:
     """Forward GFLOP: 2 C_in C_out per kernel-map pair, pointwise convolutions included."""
     total = 0.0
-    real = sparse_functional.sparse_conv
+    real = modules.sparse_conv, modules.norm_relu_conv
 
-    def counting(x: Tensor, weight: Tensor, kernel_map: Any) -> Tensor:
-        nonlocal total
-        total += 2.0 * kernel_map.num_pairs * weight.shape[1] * weight.shape[2]
-        return real(x, weight, kernel_map)
+    def counting(convolution: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def counted(*arguments: Any) -> Tensor:
+            nonlocal total
+            *_, weight, kernel_map = arguments
+            total += 2.0 * kernel_map.num_pairs * weight.shape[1] * weight.shape[2]
+            return convolution(*arguments)
 
-    modules.sparse_conv = counting  # type: ignore[attr-defined]
+        return counted
+
+    modules.sparse_conv, modules.norm_relu_conv = map(counting, real)
     hooks = [
         m.register_forward_pre_hook(lambda m, inputs: pointwise.append((len(inputs[0].features), *m.kernel.shape)))
         for m in model.modules()
@@ -125,7 +128,7 @@ def count_gflop(model: MinkUNet34C, features: Tensor, coordinates: Tensor) -> fl
         with torch.no_grad():
             model(SparseTensor(features, coordinates))
     finally:
-        modules.sparse_conv = real  # type: ignore[attr-defined]
+        modules.sparse_conv, modules.norm_relu_conv = real
         for hook in hooks:
             hook.remove()
     return (total + sum(2.0 * rows * c_in * c_out for rows, c_in, c_out in pointwise)) / 1e9

@@ -51,8 +51,8 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Any) -> Any:
         shortcut = x if self.downsample is None else self.downsample(x)
-        y = self.norm1(self.conv1(x), relu=True)
-        return self.norm2(self.conv2(y), residual=shortcut, relu=True)
+        y = self.conv2(self.conv1(x), norm=self.norm1)
+        return self.norm2(y, residual=shortcut, relu=True)
 
 
 class MinkUNet(nn.Module):

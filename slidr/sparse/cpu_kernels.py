@@ -22,6 +22,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from slidr.sparse.cpu_ir import AVX2, AVX512, BLOCK, CONVOLVE, NEON, TRANSPOSE, WEIGHT_GRADIENT, Shape, module, panels
+from slidr.sparse.gather import scratch
 from slidr.sparse.kernel_map import KernelMap
 
 _TILE_FLOATS = 2**17  # of a tile of output rows: half a megabyte, which a core's cache holds
@@ -87,7 +88,8 @@ def input_gradient(
 def transpose(weight: Float[Tensor, "K C D"]) -> Float[Tensor, "K D C"]:
     """A contiguous copy of every offset's transposed matrix: PyTorch takes three to five times as long for it."""
     offsets, channels, columns = weight.shape
-    weight, out = weight.contiguous(), weight.new_empty(offsets, columns, channels)
+    weight = weight.contiguous()
+    out = scratch("transposed", weight, offsets * columns, channels).view(offsets, columns, channels)
     blocks = columns // BLOCK
     _kernels().run(
         "transpose",

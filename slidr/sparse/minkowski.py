@@ -57,6 +57,9 @@ class Convolution(ME.MinkowskiConvolution):
     def __init__(self, c_in: int, c_out: int, kernel_size: int = 3, stride: int = 1, bias: bool = False) -> None:
         super().__init__(c_in, c_out, kernel_size=kernel_size, stride=stride, bias=bias, dimension=3)
 
+    def forward(self, x: Any, norm: BatchNorm | None = None) -> Any:
+        return super().forward(x if norm is None else norm(x, relu=True))
+
 
 class TransposedConvolution(ME.MinkowskiConvolutionTranspose):
     """`slidr.sparse.modules.TransposedConvolution` on MinkowskiEngine."""

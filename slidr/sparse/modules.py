@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import nn
 
-from slidr.sparse.functional import norm_relu, pointwise_conv, sparse_conv
+from slidr.sparse.functional import pointwise_conv, sparse_conv
+from slidr.sparse.kernel_map import KernelMap
+from slidr.sparse.norm import norm_relu, norm_relu_conv
 from slidr.sparse.tensor import SparseTensor, concatenate
 
 
@@ -45,18 +48,26 @@ class Convolution(_Kernel):
         super().__init__(c_in, c_out, kernel_size, bias, fan=c_in)
         self.kernel_size, self.stride = kernel_size, stride
 
-    def forward(self, x: SparseTensor) -> SparseTensor:
-        stride = x.stride
-        if self.kernel_size == 1:
-            features = pointwise_conv(x.features, self.kernel, lambda: x.manager.submanifold(x.stride, cube(1)))
-        elif self.stride == 1:
-            features = sparse_conv(x.features, self.kernel, x.manager.submanifold(x.stride, cube(self.kernel_size)))
+    def forward(self, x: SparseTensor, norm: BatchNorm | None = None) -> SparseTensor:
+        """The convolution of `x`, or of ``norm(x, relu=True)``, which is then not kept for the backward pass."""
+        if norm is not None and not (norm.is_plain(x) and self.stride == 1 < self.kernel_size):
+            x, norm = norm(x, relu=True), None
+        kernel_map = self._kernel_map(x)
+        if norm is not None:
+            features = norm_relu_conv(x.features, norm.bn, self.kernel, kernel_map())
+        elif self.kernel_size == 1:
+            features = pointwise_conv(x.features, self.kernel, kernel_map)
         else:
-            features = sparse_conv(x.features, self.kernel, x.manager.downsample(x.stride, cube(self.stride)))
-            stride = (stride[0] * self.stride, stride[1] * self.stride, stride[2] * self.stride)
+            features = sparse_conv(x.features, self.kernel, kernel_map())
         if self.bias is not None:
             features = features + self.bias
-        return SparseTensor.on(x.manager, stride, features)
+        sx, sy, sz = x.stride
+        return SparseTensor.on(x.manager, (sx * self.stride, sy * self.stride, sz * self.stride), features)
+
+    def _kernel_map(self, x: SparseTensor) -> Callable[[], KernelMap]:
+        if self.stride == 1:
+            return lambda: x.manager.submanifold(x.stride, cube(self.kernel_size))
+        return lambda: x.manager.downsample(x.stride, cube(self.stride))
 
 
 class TransposedConvolution(_Kernel):
@@ -83,15 +94,19 @@ class BatchNorm(nn.Module):
         self.bn = nn.BatchNorm1d(channels, momentum=momentum)
 
     def forward(self, x: SparseTensor, residual: SparseTensor | None = None, relu: bool = False) -> SparseTensor:
+        other = residual.features if residual is not None else None
+        if self.is_plain(x):
+            return x.replace(norm_relu(x.features, self.bn, other, relu))
         if len(x.features) == 0 and type(self.bn) is nn.BatchNorm1d:
             return x  # a norm over all workers must be entered even by one whose cloud is empty
-        other = residual.features if residual is not None else None
-        if type(self.bn) is nn.BatchNorm1d:
-            return x.replace(norm_relu(x.features, self.bn, other, relu))
         features = self.bn(x.features)
         if other is not None:
             features = features + other
         return x.replace(torch.relu(features) if relu else features)
+
+    def is_plain(self, x: SparseTensor) -> bool:
+        """Whether this process alone normalises `x`, and there is something in it."""
+        return type(self.bn) is nn.BatchNorm1d and len(x.features) > 0
 
 
 __all__ = ["BatchNorm", "Convolution", "TransposedConvolution", "concatenate"]

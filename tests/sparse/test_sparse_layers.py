@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 from torch.nn import functional as F
 
 from slidr.models.minkunet import MinkUNet14
@@ -129,6 +130,65 @@ def test_batch_norm_equals_its_parts(relu: bool, with_residual: bool, training: 
     for got, expected in zip(*results, strict=True):
         if expected is not None:
             torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("channels", [4, 12], ids=["narrow", "wide"])
+@pytest.mark.parametrize("training", [False, True])
+def test_convolution_of_a_normed_input_equals_its_parts(training: bool, channels: int) -> None:
+    _, x = grid(0.3, channels)
+    torch.manual_seed(0)
+    fused, parts = (
+        nn.ModuleList([BatchNorm(channels, momentum=0.3), Convolution(channels, 9, bias=True)]).double().train(training)
+        for _ in range(2)
+    )
+    with torch.no_grad():
+        for tensor in fused[0].state_dict().values():
+            if tensor.is_floating_point():
+                tensor.uniform_(0.5, 2)
+        fused[0].bn.bias.uniform_(-1, 1)
+    parts.load_state_dict(fused.state_dict())
+    results = []
+    for norm, conv in (fused, parts):
+        features = x.features.clone().requires_grad_()
+        if norm is fused[0]:
+            out = conv(x.replace(features), norm=norm).features
+        else:
+            out = conv(x.replace(torch.relu(norm.bn(features)))).features
+        (out * torch.linspace(-1, 1, 9)).sum().backward()
+        results.append([out, features.grad, *(p.grad for p in (*norm.parameters(), *conv.parameters()))])
+        results[-1] += norm.bn.buffers()
+    for got, expected in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+def test_convolution_of_a_normed_input_runs_hooks_and_keeps_its_input_only() -> None:
+    _, x = grid(0.3, 16)
+    norm, conv = BatchNorm(16).double(), Convolution(16, 24).double()
+    calls: list[str] = []
+    conv.register_forward_hook(lambda *_: calls.append("conv"))
+    kept: list[torch.Tensor] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor)
+        return tensor
+
+    features = x.features.clone().requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        conv(x.replace(features), norm=norm)
+    large = [tensor for tensor in kept if len(tensor) == len(features)]
+    assert [tensor.data_ptr() for tensor in large] == [features.data_ptr()]
+    assert calls == ["conv"]
+
+
+def test_one_voxel_takes_the_running_statistics_and_leaves_them() -> None:
+    """Its variance is nothing over nothing: taken for the running one, that would stay NaN for good."""
+    model = MinkUNet14(width=0.25).train()
+    before = {name: tensor.clone() for name, tensor in model.named_buffers()}
+    out = model(SparseTensor(torch.ones(1, 1), torch.zeros(1, 4, dtype=torch.int32))).features
+    out.square().sum().backward()
+    assert out.isfinite().all()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.named_buffers())
 
 
 def test_batch_norm_can_be_converted_to_synchronised_statistics() -> None:
