@@ -6,14 +6,10 @@ multiply-adds run on the processor's widest vectors. Needs no compiler: LLVM com
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import importlib.util
 import platform
-import threading
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +18,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from slidr.sparse.cpu_ir import AVX2, AVX512, BLOCK, CONVOLVE, NEON, TRANSPOSE, WEIGHT_GRADIENT, Shape, module, panels
+from slidr.sparse.cpu_threads import in_parallel
 from slidr.sparse.kernel_map import KernelMap
 
 _TILE_FLOATS = 2**17  # of a tile of output rows: half a megabyte, which a core's cache holds
@@ -207,7 +204,7 @@ class Kernels:
         """Calls an entry point on as many threads as torch uses; returns when its tasks are done."""
         order = _ORDER[name]
         values = np.array([0, *(_number(arguments[argument]) for argument in order[1:])], np.int64)
-        _in_parallel(self._engine.get_function_address(name), values.ctypes.data, (values, arguments))
+        in_parallel(self._engine.get_function_address(name), values.ctypes.data, (values, arguments))
 
 
 def _require(name: str, got: Tensor, shape: tuple[int, ...]) -> None:
@@ -244,46 +241,3 @@ def _shape() -> Shape | None:
     if has.get("avx512f", False):
         return AVX512
     return AVX2 if has.get("avx2", False) and has.get("fma", False) else None
-
-
-def _in_parallel(function: int, argument: int, arrays: object) -> None:
-    """Calls a compiled function on every thread of torch's own team, whose members would else spin beside ours.
-
-    `arrays` are what it reads and writes: a thread that an interrupt leaves behind keeps them alive.
-    """
-    threads = torch.get_num_threads()
-    team = _team()
-    if threads == 1:
-        _callable(function)(argument)
-    elif team is not None:
-        team(function, argument, threads, 0)
-    else:
-        call = _callable(function)
-        others = [threading.Thread(target=lambda kept: call(argument), args=(arrays,)) for _ in range(threads - 1)]
-        for other in others:
-            other.start()
-        call(argument)
-        for other in others:
-            other.join()
-
-
-@functools.cache
-def _callable(function: int) -> Any:
-    return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(function)
-
-
-_OPENMP: Sequence[str] = ("libgomp.so.1", "libgomp-*.so*", "libomp.dylib")
-
-
-@functools.cache
-def _team() -> Any | None:
-    """``GOMP_parallel(function, argument, threads, flags)`` of the OpenMP library that torch brings along, if any."""
-    package = Path(torch.__file__).parent
-    for pattern in _OPENMP:
-        for path in [*(package / "lib").glob(pattern), *(package.parent / "torch.libs").glob(pattern)]:
-            call = getattr(ctypes.CDLL(str(path)), "GOMP_parallel", None)
-            if call is not None:
-                call.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
-                call.restype = None
-                return call
-    return None

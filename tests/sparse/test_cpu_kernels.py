@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slidr.models.minkunet import MinkUNet14
-from slidr.sparse import CoordinateManager, SparseTensor, choice, cpu_kernels, gather
+from slidr.sparse import CoordinateManager, SparseTensor, choice, cpu_kernels, cpu_threads, gather
 from slidr.sparse.cpu_ir import AVX2, AVX512, NEON, Shape, panels
 from slidr.sparse.functional import sparse_conv
 from slidr.sparse.kernel_map import KernelMap
@@ -124,7 +124,7 @@ def test_results_do_not_depend_on_the_number_of_threads_nor_on_who_starts_them(
     alone = all_three(*given, kernel_map)
     torch.set_num_threads(3)
     assert all(torch.equal(a, b) for a, b in zip(alone, all_three(*given, kernel_map), strict=True))
-    monkeypatch.setattr(cpu_kernels, "_team", lambda: None)  # no OpenMP library to be found
+    monkeypatch.setattr(cpu_threads, "openmp_team", lambda: None)  # no OpenMP library to be found
     assert all(torch.equal(a, b) for a, b in zip(alone, all_three(*given, kernel_map), strict=True))
 
 
