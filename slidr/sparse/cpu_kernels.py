@@ -7,7 +7,7 @@ multiply-adds run on the processor's widest vectors. Needs no compiler: LLVM com
 from __future__ import annotations
 
 import functools
-import importlib.util
+import logging
 import platform
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +23,11 @@ from slidr.sparse.kernel_map import KernelMap
 
 _TILE_FLOATS = 2**17  # of a tile of output rows: half a megabyte, which a core's cache holds
 _ORDER = {"convolve": CONVOLVE, "weight_gradient": WEIGHT_GRADIENT, "transpose": TRANSPOSE}
-_BLOCK, _CHUNK = 64, 128  # channels and pairs whose rows the weight gradient keeps in the cache; 128 rounds least
+# Channels and pairs whose rows the weight gradient keeps in the cache. In chunks of 32, 64, 128, 256 its relative error
+# against float64 is 4.0e-7, 3.1e-7, 2.9e-7, 3.2e-7 on 15000 random pairs of 96 channels; one BLAS product's is 3.0e-7.
+_BLOCK, _CHUNK = 64, 128
+
+_log = logging.getLogger(__name__)
 
 
 def suits(x: Tensor, weight: Tensor) -> bool:
@@ -40,8 +44,53 @@ def suits(x: Tensor, weight: Tensor) -> bool:
 
 @functools.cache
 def available() -> bool:
-    """Whether llvmlite is installed and this processor has fused multiply-adds."""
-    return importlib.util.find_spec("llvmlite") is not None and _shape() is not None
+    """Whether they run here. The first call compiles them, or else logs a warning that says why it could not."""
+    found = obstacle()
+    if found is not None:
+        _log.warning("sparse convolutions gather, which takes longer on a CPU: %s; next: %s", found.what, found.next)
+    return found is None
+
+
+@dataclass(frozen=True)
+class Obstacle:
+    """Why these kernels cannot run in this process, and what would help."""
+
+    what: str
+    next: str
+
+
+@functools.cache
+def obstacle() -> Obstacle | None:
+    """What keeps these kernels from running, if anything: tries llvmlite and the compilation, once a process."""
+    try:
+        import llvmlite.binding
+    except ModuleNotFoundError as error:
+        if error.name == "llvmlite":
+            return Obstacle("llvmlite is not installed", "pip install llvmlite")
+        return _broken(error)
+    except Exception as error:  # whatever a damaged installation raises, gathering needs none of it
+        return _broken(error)
+    try:
+        if _shape() is None:
+            return Obstacle(
+                f"this processor ({llvmlite.binding.get_host_cpu_name()}) has no AVX2 with fused multiply-adds",
+                "use a processor that has them (Intel since 2013, AMD since 2015; a virtual machine may hide them)",
+            )
+        _kernels()
+    except Exception as error:  # LLVM knows of more ways to fail than can be listed
+        return Obstacle(
+            f"llvmlite {llvmlite.__version__} cannot compile them for this processor ({_say(error)})",
+            "pip install --upgrade llvmlite",
+        )
+    return None
+
+
+def _broken(error: Exception) -> Obstacle:
+    return Obstacle(f"llvmlite is there but does not load ({_say(error)})", "pip install --force-reinstall llvmlite")
+
+
+def _say(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def convolve(x: Float[Tensor, "V C"], weight: Float[Tensor, "K C D"], kernel_map: KernelMap) -> Float[Tensor, "W D"]:
