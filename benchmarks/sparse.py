@@ -35,6 +35,9 @@ from torch import Tensor
 from slidr.models.minkunet import MinkUNet34C
 from slidr.sparse import SparseTensor, modules
 from slidr.sparse.choice import SWITCH
+from slidr.sparse.coordinates import CoordinateManager
+from slidr.sparse.cpu_kernels import cut_tiles
+from slidr.sparse.tensor import sort_rows
 
 SHARED = Path(os.environ.get("SLIDR_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
@@ -117,7 +120,7 @@ def count_gflop(model: MinkUNet34C, features: Tensor, coordinates: Tensor) -> fl
 
         return counted
 
-    modules.sparse_conv, modules.norm_relu_conv = map(counting, real)
+    modules.sparse_conv, modules.norm_relu_conv = (counting(convolution) for convolution in real)
     hooks = [
         m.register_forward_pre_hook(lambda m, inputs: pointwise.append((len(inputs[0].features), *m.kernel.shape)))
         for m in model.modules()
@@ -134,16 +137,31 @@ def count_gflop(model: MinkUNet34C, features: Tensor, coordinates: Tensor) -> fl
     return (total + sum(2.0 * rows * c_in * c_out for rows, c_in, c_out in pointwise)) / 1e9
 
 
-def map_seconds(coordinates: Tensor) -> float:
-    """Seconds to sort one cloud and to build every kernel map of a MinkUNet."""
+def maps_of_a_step(model: MinkUNet34C, features: Tensor, coordinates: Tensor) -> CoordinateManager:
+    """What a step makes of the coordinates, kernel maps and the other forms of them that it asks for."""
+    os.environ[SWITCH] = ""
+    managers: list[CoordinateManager] = []
+    hook = model.conv0p1s1.register_forward_pre_hook(lambda _, inputs: managers.append(inputs[0].manager))
+    try:
+        one_step(model, features, coordinates)
+    finally:
+        hook.remove()
+    return managers[0]
+
+
+def map_seconds(made: CoordinateManager, coordinates: Tensor) -> float:
+    """Seconds to sort one cloud and to make all of it again."""
     begin = time.perf_counter()
-    manager = SparseTensor(torch.zeros(len(coordinates), 1), coordinates).manager
-    for level in range(5):
-        stride = (2**level,) * 3
-        _ = manager.submanifold(stride, (3, 3, 3)).bags
-        if level < 4:
-            down = manager.downsample(stride, (2, 2, 2))
-            _ = down.bags, down.transposed().bags
+    manager = sort_rows(SparseTensor(torch.zeros(len(coordinates), 1), coordinates)).tensor.manager
+    for (kind, *arguments), old in made.maps.items():
+        make = {"submanifold": manager.submanifold, "strided": manager.downsample}[kind]
+        new = make(*arguments)
+        for was, now in ((old, new), (old.transposed(), new.transposed())):
+            for _, rows in was.kept:
+                cut_tiles(now, rows)
+            for form in ("bags", "table", "slices"):
+                if form in vars(was):
+                    getattr(now, form)
     return time.perf_counter() - begin
 
 
@@ -263,12 +281,13 @@ def measure(threads: int, runs: int) -> dict[str, Any]:
             print(f"{name}: skipped ({error})", file=sys.stderr)
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
     peaks, maps = [], []
+    made = maps_of_a_step(models["torch"], features, coordinates)
     for _ in range(runs):
         for name, model in models.items():
             os.environ[SWITCH] = ENGINES[name][1]
             times[name].append(one_step(model, features, coordinates))
             peaks.append(gemm_peaks())
-        maps.append(map_seconds(coordinates))
+        maps.append(map_seconds(made, coordinates))
     forward = count_gflop(models["torch"], features, coordinates)
     best = {name: max(found[name] for found in peaks) for name in peaks[0]}
     peak = max(best.values())

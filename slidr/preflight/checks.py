@@ -146,11 +146,10 @@ def engine(config: Config) -> Finding:
             "engine", "error", "student.engine: minkowski, but MinkowskiEngine is not installed",
             "tools/build_minkowski.sh, or --student.engine torch",
         )  # fmt: skip
-    if config.student.engine == "torch" and not config.cluster.use_gpu and not cpu_kernels.available():
-        return Finding(
-            "engine", "warning", "torch, slowly: llvmlite or fused multiply-adds are missing",
-            "pip install llvmlite",
-        )  # fmt: skip
+    if config.student.engine == "torch" and not config.cluster.use_gpu:
+        obstacle = cpu_kernels.obstacle()
+        if obstacle is not None:
+            return Finding("engine", "warning", f"torch, slowly: {obstacle.what}", obstacle.next)
     return Finding("engine", "ok", f"{config.student.engine}" + ("; minkowski is installed" if there else ""))
 
 

@@ -82,11 +82,10 @@ def _forced(x: Tensor) -> Algorithm | None:
         return None
     if value not in get_args(Algorithm):
         raise ValueError(f"{SWITCH}: got {value!r}, expected one of {list(get_args(Algorithm))}, or leave it unset")
-    if value == "cpu" and not cpu_kernels.available():
-        raise ValueError(
-            f"{SWITCH}=cpu: needs llvmlite and a processor with fused multiply-adds; pip install llvmlite, or leave "
-            f"{SWITCH} unset"
-        )
+    if value == "cpu":
+        obstacle = cpu_kernels.obstacle()
+        if obstacle is not None:
+            raise ValueError(f"{SWITCH}=cpu: {obstacle.what}; {obstacle.next}, or leave {SWITCH} unset to gather")
     if value == "triton" and not _has_triton():
         raise ValueError(f"{SWITCH}=triton: triton is not installed; install it or leave {SWITCH} unset")
     if value == "triton" and not x.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":

@@ -109,4 +109,6 @@ class _SparseConv(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        return *gradients(*ctx.saved_tensors, grad, ctx.kernel_map, *ctx.needs_input_grad[:2]), None
+        x, weight = ctx.saved_tensors
+        x_wanted, weight_wanted, _ = ctx.needs_input_grad
+        return *gradients(x, weight, grad, ctx.kernel_map, x_wanted, weight_wanted), None

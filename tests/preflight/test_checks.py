@@ -25,6 +25,7 @@ from slidr.data.frames import FrameTable, write_frames
 from slidr.data.storage import DataError
 from slidr.preflight import checks, doctor
 from slidr.preflight.doctor import PreflightError, preflight
+from slidr.sparse.cpu_kernels import Obstacle
 from slidr.stages import console
 
 Usage = namedtuple("Usage", "total used free")
@@ -55,7 +56,7 @@ def test_a_pinned_package_of_another_version_is_a_warning_and_a_missing_one_an_e
 
 
 def test_an_engine_that_is_not_installed_is_an_error(prepared: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks.cpu_kernels, "available", lambda: True)  # it asks the same module, once a process
+    monkeypatch.setattr(checks.cpu_kernels, "obstacle", lambda: None)
     monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: None)
     assert checks.engine(prepared).status == "ok"
     config = replace(prepared, student=replace(prepared.student, engine="minkowski"))
@@ -63,12 +64,14 @@ def test_an_engine_that_is_not_installed_is_an_error(prepared: Config, monkeypat
     assert (finding.status, "build_minkowski" in finding.next) == ("error", True)
 
 
-def test_an_engine_that_could_be_faster_is_a_warning_with_the_next_step(
+def test_an_engine_that_could_be_faster_is_a_warning_with_what_would_help_on_this_machine(
     prepared: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checks.cpu_kernels, "available", lambda: False)
-    finding = checks.engine(prepared)
-    assert (finding.status, finding.next) == ("warning", "pip install llvmlite")
+    for obstacle in (Obstacle("llvmlite is not installed", "pip install llvmlite"), Obstacle("no FMA", "another CPU")):
+        monkeypatch.setattr(checks.cpu_kernels, "obstacle", lambda found=obstacle: found)
+        finding = checks.engine(prepared)
+        assert (finding.status, finding.next) == ("warning", obstacle.next)
+        assert obstacle.what in finding.what
     on_gpu = replace(prepared, cluster=replace(prepared.cluster, use_gpu=True))
     assert checks.engine(on_gpu).status == "ok"
 
