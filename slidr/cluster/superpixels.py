@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import pyarrow as pa
 import ray
 import ray.data
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -32,7 +33,7 @@ from slidr.types import Frame
 Compute = Callable[[ImageRef, str, str, SuperpixelConfig], None]  # image, root, folder, parameters
 
 PARAMETERS, MANIFEST = "parameters.json", "manifest.json"
-_BLOCKS_PER_CPU = 16  # tasks each CPU gets at least, so that none waits long for the last
+_BLOCKS_PER_CPU = 16  # tasks each CPU gets at least, so that a lost one costs little
 _LARGEST_BLOCK = 64  # images of one task
 _CHECKERS = 16  # threads that look for damaged maps
 
@@ -178,7 +179,7 @@ def _results(
 ) -> Iterator[tuple[str, str]]:
     """(image path, reason of failure or "") of each image, as tasks all over the cluster finish them."""
     cpus = max(1, cluster.superpixel_cpus or session.available_cpus())
-    blocks = max(-(-len(todo) // _LARGEST_BLOCK), min(len(todo), _BLOCKS_PER_CPU * cpus))
+    blocks = [pa.Table.from_pylist([asdict(image) for image in part]) for part in cut_blocks(todo, cpus)]
 
     def work(row: dict[str, Any]) -> dict[str, Any]:
         image = ImageRef(**row)
@@ -191,7 +192,7 @@ def _results(
         return {"path": image.path, "reason": "", "fatal": False}
 
     # Without a limit of the user's, none: an autoscaled cluster starts with few CPUs, or none at all.
-    dataset = ray.data.from_items([asdict(image) for image in todo], override_num_blocks=blocks)
+    dataset = ray.data.from_arrow(blocks)
     dataset.context.enable_progress_bars = False
     results = dataset.map(work, num_cpus=1, memory=_task_memory(todo), concurrency=cluster.superpixel_cpus)
     for row in results.iter_rows():
@@ -201,6 +202,20 @@ def _results(
                 "superpixels.folder, then run again: what is done stays done"
             )
         yield row["path"], row["reason"]
+
+
+def cut_blocks(todo: Sequence[ImageRef], cpus: int) -> list[Sequence[ImageRef]]:
+    """The images of each task, in order: of one size, and smaller and smaller towards the end.
+
+    The last CPUs to finish then do so together, not a whole block apart.
+    """
+    largest = min(_LARGEST_BLOCK, -(-len(todo) // (_BLOCKS_PER_CPU * cpus)))
+    blocks, first = [], 0
+    while first < len(todo):
+        size = min(largest, -(-(len(todo) - first) // (2 * cpus)))
+        blocks.append(todo[first : first + size])
+        first += size
+    return blocks
 
 
 def _task_memory(todo: Sequence[ImageRef]) -> int:

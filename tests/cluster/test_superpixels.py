@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import json
 import shutil
 import subprocess
@@ -20,6 +21,7 @@ from slidr.cluster.superpixels import (
     SuperpixelReport,
     compute_map,
     compute_superpixels,
+    cut_blocks,
     folder_of,
     is_whole_png,
     missing_maps,
@@ -191,3 +193,16 @@ def test_any_damage_to_a_png_is_seen(data: st.DataObject) -> None:
     spoiled = bytearray(png)
     spoiled[data.draw(st.integers(0, len(png) - 1))] ^= 1 << data.draw(st.integers(0, 7))
     assert not is_whole_png(bytes(spoiled), 20, 12)
+
+
+@settings(deadline=None, max_examples=60)
+@given(count=st.integers(1, 5000), cpus=st.integers(1, 40))
+def test_tasks_hold_every_image_once_and_end_together(count: int, cpus: int) -> None:
+    images = [ImageRef(f"{i}", f"{i}.jpg", 16, 9) for i in range(count)]
+    blocks = cut_blocks(images, cpus)
+    assert [image for block in blocks for image in block] == images
+    assert max(map(len, blocks)) <= 64
+    free_at = [0] * cpus  # each task goes to the CPU that is free first; an image takes a second
+    for block in blocks:
+        heapq.heapreplace(free_at, free_at[0] + len(block))
+    assert max(free_at) <= -(-count // cpus) + 1
