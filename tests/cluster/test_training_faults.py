@@ -56,17 +56,19 @@ def test_killed_workers_killed_drivers_and_damaged_checkpoints(
     config = named(base, f"killed-{chaos_round}", workers=2)
     config = replace(config, cluster=replace(config.cluster, max_failures=2))
     folder = Path(config.run.folder, config.run.name)
-    work, spoiled = TrainingWork(config), []
+    work, spoiled, orphans = TrainingWork(config), [], []
 
     def kill_a_worker(job: Job) -> None:
         strike(cluster, lambda: kill_worker(cluster, TRAIN_WORKER))
 
     def kill_driver(job: Job) -> None:
-        strike(cluster, job.kill)
+        orphans[:] = pids_of(cluster, TRAIN_WORKER)
+        job.kill()
         assert not (folder / "result.json").exists()
 
     def kill_driver_and_truncate(job: Job) -> None:
         kill_driver(job)
+        await_end(orphans)  # or they would write others
         # All that came after step 3, so that what is left ends in the middle of an epoch.
         spoiled.extend(path for path in folder.glob("checkpoints/step-*.pt") if path.name > "step-00000003.pt")
         for path in spoiled:
@@ -74,7 +76,7 @@ def test_killed_workers_killed_drivers_and_damaged_checkpoints(
 
     faults = [
         Fault("training: worker killed", 2, kill_a_worker),
-        Fault("training: driver killed", 3, kill_driver),
+        Fault("training: driver killed", 3, kill_driver, lambda: await_end(orphans)),
         Fault("training: driver killed, newest checkpoints truncated", 5, kill_driver_and_truncate),
         Fault("training: worker killed", 7, kill_a_worker),
     ]
