@@ -211,13 +211,16 @@ def _sending(journal: str, run: tracking.RunHandle) -> Iterator[None]:
 def _run_workers(config: Config, stage: Stage, run: tracking.RunHandle | None) -> None:
     """Runs `_work` in every worker of a Ray Train group, or in this process for `cluster.num_workers: 0`."""
     folder = folder_of(config)
+    # Ray takes up whatever bears the same name; resuming is ours, so every launch has its own.
+    launch = f"{identity(config)}-{time.time_ns()}"
     if config.cluster.max_workers == 0:
         # A GPU leaves its process's CPUs idle but for the one that drives it.
         threads = max(1, config.cluster.cpus_per_worker - 1) if config.cluster.use_gpu else 0
         loader, device = LocalLoader(stage.source(config), threads=threads), _local_device(config)
         journal = tracking.Journal(folder.file("metrics.jsonl"), run)
         try:
-            _work(config, stage, journal, loader, device)
+            with writing(folder, launch):
+                _work(config, stage, journal, loader, device)
         # A full disk, a folder that went away, no checkpoint that can be read: as from a worker on Ray.
         except (OSError, tracking.JournalError, CheckpointError) as error:
             raise TrainingFailed(_broke_off(folder, str(error))) from error
@@ -239,8 +242,7 @@ def _run_workers(config: Config, stage: Stage, run: tracking.RunHandle | None) -
             resources_per_worker={"CPU": cluster.reserved_cpus, **({"GPU": 1} if cluster.use_gpu else {})},
         ),
         run_config=RunConfig(
-            # Ray takes up whatever bears the same name; resuming is ours, so every launch has its own.
-            name=f"{identity(config)}-{time.time_ns()}",
+            name=launch,
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=cluster.max_failures),
