@@ -1,8 +1,8 @@
 """One process at a time: locks that end with the process that holds them, however that ends.
 
 A run's folder has two, since its driver can be killed alone: `lock` is held by the process that runs it, `lock.writer`
-by the worker (or, without Ray, the process) that writes checkpoints and metrics. They are flock(2)'s: on NFS the server keeps them, for all
-machines; an object store has none, so nothing is held there. The files stay, which means nothing.
+by the worker (or, without Ray, the process) that writes checkpoints and metrics. They are flock(2)'s: on NFS the server
+keeps them, for all machines; an object store has none, so nothing is held there. The files stay, which means nothing.
 """
 
 from __future__ import annotations

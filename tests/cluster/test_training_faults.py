@@ -7,7 +7,6 @@ each, losses and weights equal the undisturbed run's bit for bit. Part of `make 
 from __future__ import annotations
 
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -138,13 +137,17 @@ def test_lost_nodes_replaced_at_once_or_once_the_user_was_told(
     book.close(entries)
 
 
+def full_disk(workers: int) -> str:
+    """The fault's name in the book."""
+    return f"training: disk full, {f'{workers} workers' if workers else 'in one process'}"
+
+
 @pytest.fixture
-def disk() -> Iterator[SmallDisk]:
-    if shutil.which("unshare") is None:
-        pytest.skip("needs util-linux's unshare")
+def disk(workers: int, book: FaultBook) -> Iterator[SmallDisk]:
     try:
         disk = SmallDisk(mib=512)
     except OSError as error:
+        book.skip(full_disk(workers), str(error))
         pytest.skip(str(error))
     try:
         yield disk
@@ -172,7 +175,7 @@ def test_a_full_disk_ends_the_run_with_the_reason_and_its_last_checkpoint_intact
     where = cluster if workers else None
     with Job("pretrain", config, where) as job:
         job.until("a checkpoint", lambda: work.progress() >= moment and work.checkpoints.steps())
-        entry = book.open(f"training: disk full, {f'{workers} workers' if workers else 'in one process'}", work.unit)
+        entry = book.open(full_disk(workers), work.unit)
         kept = {step: (disk.path / "full/checkpoints" / f"step-{step:08d}.pt") for step in work.checkpoints.steps()}
         content = {step: path.read_bytes() for step, path in kept.items()}
         disk.fill()
