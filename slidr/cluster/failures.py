@@ -16,7 +16,7 @@ _NO_SPACE = re.compile(r"OSError: \[Errno 28\] .*")  # ENOSPC
 
 
 # Of ours, those that say nothing of the training: a disk that is full, a folder that is in use.
-_OUTSIDE = {"CheckpointError", "JournalError", "OSError", "RunError"}
+_OUTSIDE = {"CheckpointError", "InUse", "JournalError", "OSError", "RunError"}
 
 
 class WouldFailAgain(RuntimeError):

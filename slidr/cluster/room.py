@@ -87,6 +87,8 @@ def telling_waits(
     Ray waits for them without a word. `end_and_go_on` is what to do for whoever has none to add. Nodes count as Ray
     counts them: one that vanished goes as soon as Ray has missed it.
     """
+    if not cluster.elastic:  # a run that has lost loader CPUs goes on with those that are left, slower
+        cluster = replace(cluster, loader_cpus=min(1, cluster.loader_cpus))
     stop = threading.Event()
 
     def watch() -> None:

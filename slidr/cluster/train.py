@@ -23,6 +23,7 @@ from slidr.data import storage
 from slidr.data.loading import LocalLoader, Source, Subset, train_plan
 from slidr.training import workers
 from slidr.training.checkpoint import CheckpointError
+from slidr.training.locks import await_writer, launching, writing
 from slidr.training.loop import Outcome, Task, fit
 from slidr.training.optim import total_steps
 from slidr.training.runs import RunFolder, claim, folder_of, identity, require_same_data
@@ -66,11 +67,18 @@ def train(config: Config, stage: Stage, progress: bool = True) -> dict[str, Any]
     """Runs a stage on `cluster.num_workers` workers; returns its final scores.
 
     Everything it leaves is in `run.folder`/`run.name` (see `slidr.training.runs`) and in MLflow. A finished run that
-    is resumed returns its scores again. Raises `ClusterError` for a cluster that is too small, `RunError` for a
-    folder in use, `TrainingFailed` when training broke off.
+    is resumed returns its scores again; one whose driver was killed is taken up once its workers have ended. Raises
+    `ClusterError` for a cluster that is too small, `RunError` for a folder in use, `TrainingFailed` when training
+    broke off.
     """
     config = with_absolute_paths(config)  # Ray's workers have working folders of their own
-    folder, steps = _claim(config, stage)
+    steps = _check_data(config, stage)
+    with launching(folder_of(config)):
+        return _train(config, stage, steps, progress)
+
+
+def _train(config: Config, stage: Stage, steps: int, progress: bool) -> dict[str, Any]:
+    folder = _claim(config, stage)
     finished = folder.result()
     if finished is not None:
         return finished
@@ -98,29 +106,36 @@ def train(config: Config, stage: Stage, progress: bool = True) -> dict[str, Any]
 def train_untracked(config: Config, stage: Stage, run: tracking.RunHandle | None) -> dict[str, Any]:
     """`train` for a caller who keeps the MLflow run himself: metrics go to `run`, nothing is started or ended.
 
-    Without a run they wait in the folder's journal.
+    Without a run they wait in the folder's journal. The caller keeps other launches away, too.
     """
     config = with_absolute_paths(config)
-    folder, _ = _claim(config, stage)
+    _check_data(config, stage)
+    folder = _claim(config, stage)
     finished = folder.result()
     return finished if finished is not None else _run_to_result(config, stage, folder, run)
 
 
-def _claim(config: Config, stage: Stage) -> tuple[RunFolder, int]:
-    """The run's folder and number of steps, once data and cluster have been found fit."""
+def _check_data(config: Config, stage: Stage) -> int:
+    """The run's number of steps, once its data have been found fit."""
     source = stage.source(config)
     plan = train_plan(source)  # refuses a split smaller than a batch
     for subset, key in HELD_OUT.items():
         if source.count(subset) == 0:
             raise ConfigError(f"{key}: {config.data.frames} has no such frame to validate on")
+    return total_steps(config.optim, plan.steps_per_epoch)
+
+
+def _claim(config: Config, stage: Stage) -> RunFolder:
+    """The run's folder, once the cluster has been found fit and nobody writes there any more."""
     if config.cluster.max_workers > 0:
         session.start(config.cluster)
         check_room(config.cluster)
+    await_writer(folder_of(config))
     folder = claim(config)
     require_same_data(config, folder)
     if folder.result() is None:
         stage.begin(config, folder)
-    return folder, total_steps(config.optim, plan.steps_per_epoch)
+    return folder
 
 
 def _run_to_result(config: Config, stage: Stage, folder: RunFolder, run: tracking.RunHandle | None) -> dict[str, Any]:
@@ -196,13 +211,16 @@ def _sending(journal: str, run: tracking.RunHandle) -> Iterator[None]:
 def _run_workers(config: Config, stage: Stage, run: tracking.RunHandle | None) -> None:
     """Runs `_work` in every worker of a Ray Train group, or in this process for `cluster.num_workers: 0`."""
     folder = folder_of(config)
+    # Ray takes up whatever bears the same name; resuming is ours, so every launch has its own.
+    launch = f"{identity(config)}-{time.time_ns()}"
     if config.cluster.max_workers == 0:
         # A GPU leaves its process's CPUs idle but for the one that drives it.
         threads = max(1, config.cluster.cpus_per_worker - 1) if config.cluster.use_gpu else 0
         loader, device = LocalLoader(stage.source(config), threads=threads), _local_device(config)
         journal = tracking.Journal(folder.file("metrics.jsonl"), run)
         try:
-            _work(config, stage, journal, loader, device)
+            with writing(folder, launch):
+                _work(config, stage, journal, loader, device)
         # A full disk, a folder that went away, no checkpoint that can be read: as from a worker on Ray.
         except (OSError, tracking.JournalError, CheckpointError) as error:
             raise TrainingFailed(_broke_off(folder, str(error))) from error
@@ -224,8 +242,7 @@ def _run_workers(config: Config, stage: Stage, run: tracking.RunHandle | None) -
             resources_per_worker={"CPU": cluster.reserved_cpus, **({"GPU": 1} if cluster.use_gpu else {})},
         ),
         run_config=RunConfig(
-            # Ray takes up whatever bears the same name; resuming is ours, so every launch has its own.
-            name=f"{identity(config)}-{time.time_ns()}",
+            name=launch,
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=cluster.max_failures),
@@ -255,7 +272,8 @@ def _ray_worker(payload: dict[str, Any]) -> None:
     from ray.train.torch import get_device
 
     config = decode(payload["config"])
-    folder_of(config).require_visible()
+    folder = folder_of(config)
+    folder.require_visible()
     context = ray.train.get_context()
     loader = RayLoader(
         payload["stage"].source(config), config.cluster, context.get_world_rank(), context.get_world_size()
@@ -263,8 +281,12 @@ def _ray_worker(payload: dict[str, Any]) -> None:
     device = get_device() if config.cluster.use_gpu else torch.device("cpu")
     # More threads than CPUs reserved would spin at each other's barriers.
     torch.set_num_threads(config.cluster.cpus_per_worker)
-    journal = tracking.Journal(folder_of(config).file("metrics.jsonl"), payload["run"])
-    with journal.warnings() if workers.rank() == 0 else contextlib.nullcontext():
+    journal = tracking.Journal(folder.file("metrics.jsonl"), payload["run"])
+    with contextlib.ExitStack() as stack:
+        if workers.rank() == 0:
+            stack.enter_context(journal.warnings())
+            # Where this launch lost a worker, or another's driver was killed, that worker may still be ending.
+            stack.enter_context(writing(folder, context.get_experiment_name()))
         _work(config, payload["stage"], journal, loader, device)
 
 

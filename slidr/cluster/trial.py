@@ -19,8 +19,8 @@ from slidr.cluster.train import TrainingFailed, train_untracked
 from slidr.config import Config
 from slidr.data import storage
 from slidr.tracking import JournalError, RunHandle, read_journal
+from slidr.training import locks
 from slidr.training.checkpoint import CheckpointError
-from slidr.training.locks import held
 from slidr.training.loop import Diverged, Outcome
 from slidr.training.runs import RunError, RunFolder, folder_of
 from slidr.training.segment import SegmentTask
@@ -28,7 +28,6 @@ from slidr.tuning.jobs import End, Job, ended, job_config, read_end, write_end
 from slidr.tuning.rungs import falls_short
 
 LOST = "lost"  # the note on why a job last came to no end
-LOCK_WAIT_S = 120.0  # for the process of an earlier, killed search to end
 
 
 class NotTrained(RuntimeError):
@@ -72,7 +71,7 @@ def run_job(config: Config, job: Job, run: RunHandle | None = None) -> End:
 def _alone(folder: RunFolder, job: Job) -> Iterator[None]:
     """Waits for a process of an earlier, killed search to let go of the job."""
     try:
-        with held(folder.file("lock"), job.name, LOCK_WAIT_S):
+        with locks.held(folder.file("lock"), job.name, locks.WAIT_S):
             yield
     except RunError as error:
         raise NotTrained(str(error)) from error

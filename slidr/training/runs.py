@@ -3,6 +3,7 @@
 runs/NAME/config.yaml     what it was started with
 runs/NAME/data.json       fingerprints of the data and of the student's weights it was started on
 runs/NAME/checkpoints/    see `slidr.training.checkpoint`
+runs/NAME/lock            held by the process that runs it (lock.writer: by the worker that writes); see `locks`
 runs/NAME/metrics.jsonl   one line a logged step, and the workers' warnings
 runs/NAME/student.pt      the final student in SLidR's published layout
 runs/NAME/method.png      one held-out keyframe through both networks (pretraining)
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import socket
 from dataclasses import dataclass, replace
 from typing import Any
@@ -37,6 +39,8 @@ from slidr.data import storage
 from slidr.data.loading import subset_frames
 from slidr.models.weights import weights_digest
 from slidr.training.checkpoint import CheckpointFolder
+
+_log = logging.getLogger(__name__)
 
 
 class RunError(ValueError):
@@ -116,7 +120,8 @@ def _shaping(config: Config) -> Config:
 def claim(config: Config) -> RunFolder:
     """The run's folder, made or taken up again.
 
-    A folder that holds another run, or this one without `run.resume`, is refused: nothing is ever overwritten.
+    A folder that holds another run, or this one without `run.resume`, is refused: nothing is ever overwritten. Only the
+    number of workers may be another one, since there may be no room any more for those that it was started with.
     """
     folder = folder_of(config)
     storage.sweep_temporary(folder.path)
@@ -131,11 +136,15 @@ def claim(config: Config) -> RunFolder:
             f"--run.name (or remove the folder)"
         )
     earlier = parse(storage.read_bytes(known).decode(), known)
-    if identity(earlier) != identity(config):
+    before, now = earlier.cluster.num_workers, config.cluster.num_workers
+    as_before = replace(config, cluster=replace(config.cluster, num_workers=before))
+    if identity(earlier) != identity(as_before):
         raise RunError(
-            f"run.resume: {folder.path} was started with other values: {differences(earlier, config)}; "
+            f"run.resume: {folder.path} was started with other values: {differences(earlier, as_before)}; "
             f"resume with the old ones or choose another --run.name"
         )
+    if before != now:
+        _log.warning("%s was started with cluster.num_workers %s and is resumed with %s", folder.path, before, now)
     return folder
 
 

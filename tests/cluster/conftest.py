@@ -47,7 +47,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if not BOOK.entries:
+    if not (BOOK.entries or BOOK.skipped):
         return
     terminalreporter.section("faults")
     terminalreporter.write_line(BOOK.table())

@@ -10,6 +10,8 @@ lost      what had been done and kept, and was not there afterwards or not as it
           trial that its checkpoint held and that were trained again. "?": a test failed before it could count
 again     what was not kept yet and was done a second time, in the same units; docs/faults.md says what bounds it
 seconds   from the fault until the job had done something that it had not done before the fault: median (least to most)
+
+A fault that cannot be made to happen on this machine has a row, too, of the reason.
 """
 
 from __future__ import annotations
@@ -46,6 +48,11 @@ class FaultBook:
     """The entries of a test session."""
 
     entries: list[Entry] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)  # fault -> why it could not be made to happen
+
+    def skip(self, fault: str, reason: str) -> None:
+        """A fault that this machine does not allow to happen."""
+        self.skipped[fault] = " ".join(reason.split())
 
     def open(self, fault: str, unit: str) -> Entry:
         """A fault that happens now."""
@@ -61,9 +68,10 @@ class FaultBook:
             entry.survived = True
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row a kind of fault, in the order in which they came first."""
+        """One row a kind of fault, in the order in which they came first; last those that were skipped."""
         kinds = dict.fromkeys((entry.fault, entry.unit) for entry in self.entries)
-        return [_row(*kind, [entry for entry in self.entries if (entry.fault, entry.unit) == kind]) for kind in kinds]
+        rows = [_row(*kind, [entry for entry in self.entries if (entry.fault, entry.unit) == kind]) for kind in kinds]
+        return rows + [{"fault": fault, "injected": 0, "skipped": reason} for fault, reason in self.skipped.items()]
 
     def table(self) -> str:
         """All rows, as Markdown that reads well as it is."""
@@ -78,7 +86,7 @@ class FaultBook:
 
     def write(self, path: Path, rounds: int) -> None:
         """Keeps the rows as JSON, with machine, day and load."""
-        loads = [entry.load for entry in self.entries]
+        loads = [entry.load for entry in self.entries] or [os.getloadavg()[0]]
         report = {
             "date": time.strftime("%Y-%m-%d"),
             "machine": {"cpu": _cpu(), "cpus": os.cpu_count(), "load_average": [min(loads), max(loads)]},
@@ -108,6 +116,8 @@ def _total(counts: Sequence[int | None]) -> int | None:
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    if "skipped" in row:
+        return row["fault"], "0", "skipped", "", "", row["skipped"].replace("|", "/")
     seconds = row["seconds"]
     span = f" ({min(seconds):.0f} to {max(seconds):.0f})" if len(seconds) > 1 else ""
     return (

@@ -92,13 +92,15 @@ class Job:
 class Fault:
     """A fault to come, once the job's progress has reached `number`.
 
-    `strike` makes it happen, and returns when nothing that it ended is left. It may return a time (`time.monotonic`)
-    from which the seconds count; else they count from its call.
+    `strike` makes it happen. It may return a time (`time.monotonic`) from which the seconds count; else they count from
+    its call. `ended` returns when nothing that it ended is left; where that was the driver, the next one has been
+    started by then.
     """
 
     kind: str
     number: int
     strike: Callable[[Job], float | None]
+    ended: Callable[[], None] = lambda: None
 
 
 def run_through(
@@ -124,10 +126,11 @@ def run_through(
             entries.append(entry)
             began = time.monotonic()
             began = fault.strike(job) or began
-            entry.at, entry.before = work.progress(), work.kept()
             if not job.running:
                 job.close()
                 job = Job(command, replace(config, run=replace(config.run, resume=True)), cluster)
+            fault.ended()
+            entry.at, entry.before = work.progress(), work.kept()
             recovered = job.until(f"progress beyond {entry.at}", lambda at=entry.at: work.progress() > at)  # type: ignore[misc]
             entry.seconds = recovered - began
         status = job.wait()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -15,6 +16,8 @@ class SmallDisk:
     """
 
     def __init__(self, mib: int) -> None:
+        if shutil.which("unshare") is None:
+            raise OSError("no disk can be mounted: needs util-linux's unshare")
         inside = tempfile.mkdtemp(prefix="slidr-disk-")
         mount = f'mount -t tmpfs -o size={mib}m none "$0" && echo mounted && exec sleep 3600'
         self._inside = Path(inside)

@@ -27,7 +27,7 @@ def test_an_elastic_run_goes_on_to_its_end_with_the_node_that_is_left(
 ) -> None:
     config = named(base, f"elastic-{chaos_round}")
     config = replace(config, cluster=replace(config.cluster, num_workers=(1, 2), max_failures=1))
-    work = TrainingWork(config)
+    work, orphans = TrainingWork(config), []
 
     def on_both_nodes() -> list[int]:
         pids = pids_of(cluster, TRAIN_WORKER)
@@ -35,9 +35,8 @@ def test_an_elastic_run_goes_on_to_its_end_with_the_node_that_is_left(
         return pids
 
     def kill_driver(job: Job) -> None:
-        pids = on_both_nodes()
+        orphans[:] = on_both_nodes()
         job.kill()
-        await_end(pids)
 
     def lose_node(job: Job) -> None:
         pids = on_both_nodes()  # at once: nothing is held for the driver that was killed
@@ -46,7 +45,7 @@ def test_an_elastic_run_goes_on_to_its_end_with_the_node_that_is_left(
 
     first = 1 + chaos_round % 3
     faults = [
-        Fault("training, elastic: driver killed", first, kill_driver),
+        Fault("training, elastic: driver killed", first, kill_driver, lambda: await_end(orphans)),
         Fault("training, elastic: node lost, goes on with the one that is left", first + 2, lose_node),
     ]
     entries, output = run_through("pretrain", config, cluster, work, faults, book)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 from fault_book import FaultBook
 from fault_jobs import TrainingWork
+from small_disk import SmallDisk
 from training_runs import named
 
 from slidr.config import Config, RunConfig
@@ -40,6 +42,30 @@ def test_a_fault_that_lost_something_or_was_not_seen_to_recover_is_not_entered_a
     with pytest.raises(AssertionError, match="3 steps lost"):
         book.close([entry])
     assert not entry.survived
+
+
+def test_a_fault_that_this_machine_does_not_allow_has_a_row_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    denied = tmp_path / "unshare"
+    denied.write_text("#!/bin/sh\necho 'unshare: unshare failed:' >&2; echo 'not | permitted' >&2; exit 1\n")
+    denied.chmod(0o755)
+    book = FaultBook()
+    for path, fault in ((f"{tmp_path}:{os.environ['PATH']}", "full"), (str(tmp_path / "nothing"), "fuller")):
+        monkeypatch.setenv("PATH", path)
+        with pytest.raises(OSError, match="no disk can be mounted") as refused:
+            SmallDisk(mib=1)
+        book.skip(fault, str(refused.value))
+    assert [[cell.strip() for cell in line.split("|")[1:-1]] for line in book.table().splitlines()][2:] == [
+        ["full", "0", "skipped", "", "", "no disk can be mounted: unshare: unshare failed: not / permitted"],
+        ["fuller", "0", "skipped", "", "", "no disk can be mounted: needs util-linux's unshare"],
+    ]
+    book.write(tmp_path / "chaos.json", rounds=1)
+    rows = json.loads((tmp_path / "chaos.json").read_text())["faults"]
+    assert [(row["fault"], row["injected"], "survived" in row) for row in rows] == [
+        ("full", 0, False),
+        ("fuller", 0, False),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,29 @@ def test_a_wait_for_a_lost_node_is_told_once_with_what_to_do_and_so_is_its_end(m
     ]
 
 
+@pytest.mark.parametrize(("left", "waits"), [([3, 2], False), ([3], False), ([2], True), ([1, 1, 1], True)])
+def test_no_wait_is_told_of_a_run_that_goes_on_with_fewer_loader_cpus(
+    monkeypatch: pytest.MonkeyPatch, left: list[int], waits: bool
+) -> None:
+    cluster = ClusterConfig(num_workers=1, cpus_per_worker=2, loader_cpus=4)
+    assert shortage(cluster, [Node(4), Node(2)]) is None
+    assert shortage(cluster, [Node(cpus) for cpus in left]) is not None  # it would not be begun now
+    looks, done = 0, threading.Event()
+
+    def nodes() -> list[Node]:
+        nonlocal looks
+        looks += 1
+        if looks > 2:
+            done.set()
+        return [Node(cpus) for cpus in left]
+
+    said: list[str] = []
+    monkeypatch.setattr(session, "nodes", nodes)
+    with telling_waits(cluster, "end it", said.append, poll_s=0.001):
+        assert done.wait(10)
+    assert len(said) == waits
+
+
 def test_a_wait_that_lasts_is_told_again_and_a_head_that_does_not_answer_is_no_wait(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
+import socket
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -25,7 +28,9 @@ from slidr.data.loading import PairSource
 from slidr.models.minkunet import MinkUNet14
 from slidr.models.weights import load_student
 from slidr.tracking import RunHandle, tracking_uri
-from slidr.training.runs import RunError, RunFolder
+from slidr.training import locks
+from slidr.training.locks import held, launching
+from slidr.training.runs import RunError, RunFolder, folder_of
 
 pytestmark = pytest.mark.ray
 
@@ -128,6 +133,52 @@ def test_resuming_on_other_data_is_refused(
 def test_resuming_a_finished_run_returns_its_scores(alone: tuple[Config, dict[str, Any]]) -> None:
     config, result = alone
     assert pretrain(named(config, "alone", resume=True), progress=False) == result
+
+
+def test_a_second_launch_on_a_live_run_is_refused_before_it_reads_or_writes_anything(
+    base: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "start", lambda *arguments: pytest.fail("it asks for a cluster"))
+    config = named(base, "twice", workers=1, resume=True)
+    with (
+        launching(folder_of(config)),
+        pytest.raises(RunError, match=r"the run twice is in use by process \d+ on .*--run\.resume"),
+    ):
+        pretrain(config, progress=False)
+    assert os.listdir(folder_of(config).path) == ["lock"]
+
+
+def test_a_resumed_run_waits_for_its_killed_drivers_worker_and_sees_what_that_still_wrote(
+    base: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = named(base, "orphaned", resume=True)
+    folder = folder_of(config)
+    monkeypatch.setattr(locks, "WAIT_S", 0.1)
+    with held(folder.file("lock.writer"), "it"):
+        with pytest.raises(RunError, match="a worker of an earlier launch should have ended with its driver"):
+            pretrain(config, progress=False)
+        assert sorted(os.listdir(folder.path)) == ["lock", "lock.writer"]
+
+    worker = held(folder.file("lock.writer"), "it")
+    worker.__enter__()
+
+    def ends(seconds: float) -> None:
+        folder.finish({"steps": 10})
+        worker.__exit__(None, None, None)
+
+    monkeypatch.setattr(locks, "WAIT_S", 120.0)
+    monkeypatch.setattr(locks.time, "sleep", ends)
+    assert pretrain(config, progress=False) == {"steps": 10}
+
+
+def test_the_worker_that_writes_holds_the_run_and_lets_go_of_it(on_ray: dict[int, Config]) -> None:
+    lock = folder_of(on_ray[2]).file("lock.writer")
+    holder = Path(lock).read_text()
+    process, host, launch = re.fullmatch(r"process (\d+) on (\S+) \((\w+-\d+)\)", holder).groups()  # type: ignore[union-attr]
+    assert (int(process) != os.getpid(), host) == (True, socket.gethostname())
+    assert launch in os.listdir(folder_of(on_ray[2]).file("ray"))
+    with held(lock, "it"):
+        pass
 
 
 def test_one_ray_worker_equals_the_calling_process(

@@ -7,7 +7,6 @@ each, losses and weights equal the undisturbed run's bit for bit. Part of `make 
 from __future__ import annotations
 
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -56,17 +55,19 @@ def test_killed_workers_killed_drivers_and_damaged_checkpoints(
     config = named(base, f"killed-{chaos_round}", workers=2)
     config = replace(config, cluster=replace(config.cluster, max_failures=2))
     folder = Path(config.run.folder, config.run.name)
-    work, spoiled = TrainingWork(config), []
+    work, spoiled, orphans = TrainingWork(config), [], []
 
     def kill_a_worker(job: Job) -> None:
         strike(cluster, lambda: kill_worker(cluster, TRAIN_WORKER))
 
     def kill_driver(job: Job) -> None:
-        strike(cluster, job.kill)
+        orphans[:] = pids_of(cluster, TRAIN_WORKER)
+        job.kill()
         assert not (folder / "result.json").exists()
 
     def kill_driver_and_truncate(job: Job) -> None:
         kill_driver(job)
+        await_end(orphans)  # or they would write others
         # All that came after step 3, so that what is left ends in the middle of an epoch.
         spoiled.extend(path for path in folder.glob("checkpoints/step-*.pt") if path.name > "step-00000003.pt")
         for path in spoiled:
@@ -74,7 +75,7 @@ def test_killed_workers_killed_drivers_and_damaged_checkpoints(
 
     faults = [
         Fault("training: worker killed", 2, kill_a_worker),
-        Fault("training: driver killed", 3, kill_driver),
+        Fault("training: driver killed", 3, kill_driver, lambda: await_end(orphans)),
         Fault("training: driver killed, newest checkpoints truncated", 5, kill_driver_and_truncate),
         Fault("training: worker killed", 7, kill_a_worker),
     ]
@@ -136,13 +137,17 @@ def test_lost_nodes_replaced_at_once_or_once_the_user_was_told(
     book.close(entries)
 
 
+def full_disk(workers: int) -> str:
+    """The fault's name in the book."""
+    return f"training: disk full, {f'{workers} workers' if workers else 'in one process'}"
+
+
 @pytest.fixture
-def disk() -> Iterator[SmallDisk]:
-    if shutil.which("unshare") is None:
-        pytest.skip("needs util-linux's unshare")
+def disk(workers: int, book: FaultBook) -> Iterator[SmallDisk]:
     try:
         disk = SmallDisk(mib=512)
     except OSError as error:
+        book.skip(full_disk(workers), str(error))
         pytest.skip(str(error))
     try:
         yield disk
@@ -170,7 +175,7 @@ def test_a_full_disk_ends_the_run_with_the_reason_and_its_last_checkpoint_intact
     where = cluster if workers else None
     with Job("pretrain", config, where) as job:
         job.until("a checkpoint", lambda: work.progress() >= moment and work.checkpoints.steps())
-        entry = book.open(f"training: disk full, {f'{workers} workers' if workers else 'in one process'}", work.unit)
+        entry = book.open(full_disk(workers), work.unit)
         kept = {step: (disk.path / "full/checkpoints" / f"step-{step:08d}.pt") for step in work.checkpoints.steps()}
         content = {step: path.read_bytes() for step, path in kept.items()}
         disk.fill()

@@ -14,9 +14,10 @@ from slidr.cluster.failures import EndAtOnce, WouldFailAgain
 from slidr.cluster.train import TrainingFailed
 from slidr.cluster.trial import NotTrained, TrialStage, run_job
 from slidr.config import Config
+from slidr.training import locks
 from slidr.training.locks import held
 from slidr.training.loop import Diverged
-from slidr.training.runs import RunError, folder_of
+from slidr.training.runs import folder_of
 from slidr.tuning import jobs
 from slidr.tuning.jobs import End, Group, Job, job_config
 
@@ -123,14 +124,6 @@ def test_a_job_in_another_process_is_waited_for_and_then_left_to_it(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = Job(GROUP, "trial", 2, {"lr": 0.01})
-    monkeypatch.setattr(trial, "LOCK_WAIT_S", 0.1)
+    monkeypatch.setattr(locks, "WAIT_S", 0.1)
     with held(folder_of(job_config(config, job)).file("lock"), "this"), pytest.raises(NotTrained, match="in use"):
         run_job(config, job)
-
-
-def test_a_lock_ends_with_its_block(tmp_path: Path) -> None:
-    path = str(tmp_path / "lock")
-    with held(path, "it"), pytest.raises(RunError, match="it is in use"), held(path, "it"):
-        pass
-    with held(path, "it"):
-        pass

@@ -1,0 +1,165 @@
+"""Locks: who is refused, who waits and for how long, and what ends them."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from slidr.training import locks
+from slidr.training.locks import InUse, await_writer, held, launching, writing
+from slidr.training.runs import RunFolder
+
+_HOLD = """
+import fcntl, os, sys, time
+with open(sys.argv[1], "w") as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    print(f"process {os.getpid()} on elsewhere ({sys.argv[2]})", file=file, flush=True)
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+@contextmanager
+def other_process(path: str, of: str = "launch-1") -> Iterator[subprocess.Popen[str]]:
+    """Another process, which holds the lock until it is killed."""
+    Path(path).parent.mkdir(exist_ok=True)
+    process = subprocess.Popen([sys.executable, "-c", _HOLD, path, of], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == "held\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    return RunFolder(str(tmp_path / "mine"))
+
+
+def test_a_second_launch_is_refused_at_once_with_what_where_who_and_what_to_do(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("it waits"))
+    path = folder.file("lock")
+    with other_process(path) as other:
+        who = rf"the run mine is in use by process {other.pid} on elsewhere \(launch-1\)"
+        with (
+            pytest.raises(InUse, match=rf"{path}: {who}; .*--run\.resume, or choose another --run\.name"),
+            launching(folder),
+        ):
+            pass
+
+
+def test_a_lock_ends_with_its_block_and_with_a_killed_process(folder: RunFolder) -> None:
+    with launching(folder), pytest.raises(InUse), launching(folder):
+        pass
+    with launching(folder):
+        pass
+    with other_process(folder.file("lock")) as other:
+        kill(other)
+        with launching(folder):
+            assert Path(folder.file("lock")).read_text().startswith(f"process {os.getpid()} on ")
+
+
+def test_a_lock_is_not_inherited_by_programs_that_its_holder_starts_and_that_outlive_it(folder: RunFolder) -> None:
+    with launching(folder):
+        child = subprocess.Popen(["sleep", "600"], close_fds=False)
+    try:
+        with launching(folder):
+            pass
+    finally:
+        child.kill()
+        child.wait()
+
+
+def test_a_killed_drivers_worker_is_waited_for_and_told_of_once(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    naps = 0
+
+    def nap(seconds: float) -> None:
+        nonlocal naps
+        naps += 1
+        if naps == 3:
+            kill(other)
+
+    with other_process(folder.file("lock.writer")) as other:
+        monkeypatch.setattr(time, "sleep", nap)
+        await_writer(folder)
+    assert naps == 3
+    (line,) = caplog.messages
+    holder = f"process {other.pid} on elsewhere (launch-1)"
+    assert line == f"the run mine is in use by {holder}: waiting at most 120 s for it to end"
+
+
+def test_a_worker_that_never_ends_is_waited_for_no_longer_and_named(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "WAIT_S", 0.1)
+    with other_process(folder.file("lock.writer")) as other:
+        stop = rf"process {other.pid} on .*stop it, or, where its machine is gone for good, remove this file"
+        with pytest.raises(InUse, match=stop):
+            await_writer(folder)
+        with pytest.raises(InUse, match=stop), writing(folder, "launch-2"):
+            pass
+
+
+def test_a_restarted_worker_is_not_refused_because_of_its_predecessor(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(locks, "WAIT_S", 0.1)
+    with other_process(folder.file("lock.writer")) as other:
+        with writing(folder, "launch-1"):
+            pass
+        waits, goes_on = caplog.messages
+        assert "waiting at most 0.1 s" in waits
+        holder = f"process {other.pid} on elsewhere (launch-1)"
+        assert goes_on == f"{folder.path}: still locked by {holder}, which this launch has lost; going on"
+
+
+def test_in_an_object_store_nothing_is_held_and_nothing_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    remote = RunFolder("s3://nowhere/runs/mine")
+    with launching(remote), launching(remote), writing(remote, "one"), writing(remote, "two"):
+        await_writer(remote)
+    assert not list(tmp_path.iterdir())
+
+
+def test_where_the_file_system_has_no_locks_the_block_runs_and_a_warning_says_so(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(number: int) -> None:
+        def flock(*arguments: object) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(fcntl, "flock", flock)
+
+    refuse(errno.ENOLCK)
+    ran = False
+    with caplog.at_level(logging.WARNING), launching(folder):
+        ran = True
+    assert ran
+    assert "cannot be locked (No locks available); take care that nothing else uses the run mine" in caplog.text
+    refuse(errno.EIO)
+    with pytest.raises(OSError, match="Input/output error"), held(folder.file("lock"), "it"):
+        pass

@@ -1,0 +1,29 @@
+"""Taking up a run again: with which values."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from slidr.config import Config, RunConfig
+from slidr.training.runs import RunError, claim
+
+
+def test_a_run_is_resumed_with_another_number_of_workers_but_with_no_other_rate(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def of(workers: int | tuple[int, int], lr: float = 0.5) -> Config:
+        config = Config(run=RunConfig(folder=str(tmp_path), name="run", resume=True))
+        cluster = replace(config.cluster, num_workers=workers)
+        return replace(config, cluster=cluster, optim=replace(config.optim, lr=lr))
+
+    claim(of(2)).checkpoints.save({"step": 3})
+    claim(of(2))
+    assert not caplog.messages
+    for workers in (1, (1, 2)):
+        assert claim(of(workers)).checkpoints.steps() == [3]
+        assert caplog.messages[-1].endswith(f"was started with cluster.num_workers 2 and is resumed with {workers}")
+    with pytest.raises(RunError, match=r"other values: optim\.lr was 0\.5, now 0\.25; resume"):
+        claim(of(1, lr=0.25))
