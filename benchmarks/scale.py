@@ -22,6 +22,7 @@ import multiprocessing
 import os
 import platform
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -217,9 +218,11 @@ def bare_seconds(images: list[ImageRef], folder: Path, processes: int) -> float:
         return time.monotonic() - start
 
 
-def measure_cores(folder: Path, count: int) -> dict[str, Any]:
-    """The same images with one CPU and with two, by the job and by plain processes; and with one CPU again, to see how
-    steady the machine is."""
+def measure_cores(folder: Path, count: int, rounds: int) -> dict[str, Any]:
+    """The same images with one CPU and with two, by the job and by plain processes.
+
+    In turn, round after round, as a shared machine's speed changes by more than what is asked here: medians count.
+    """
     from slidr.cluster import session
     from slidr.cluster.superpixels import compute_images
 
@@ -230,31 +233,34 @@ def measure_cores(folder: Path, count: int) -> dict[str, Any]:
         Image.fromarray(small).resize((image.width, image.height)).save(folder / image.path)
     load = os.getloadavg()[0]
     session.start(ClusterConfig(), num_cpus=2)
-    seconds: dict[str, float] = {}
-    driver: dict[str, float] = {}
-    bare: dict[int, float] = {}
-    for name, cpus, some in (("warm", 2, 16), ("one", 1, count), ("two", 2, count), ("one_again", 1, count)):
+
+    def job_seconds(name: str, cpus: int, some: int) -> float:
         config = SuperpixelConfig(folder=str(folder / name))
         cluster = ClusterConfig(superpixel_cpus=cpus)
-        start = time.process_time()
         report = compute_images(images[:some], str(folder), config, cluster, progress=False)
-        driver[name] = time.process_time() - start
         assert report.computed == some
-        seconds[name] = report.seconds
-        if name in ("one", "two"):  # side by side, as a shared machine's speed changes
-            bare[cpus] = bare_seconds(images, folder, cpus)
+        return report.seconds
+
+    job_seconds("warm", 2, 16)
+    seconds: dict[str, list[float]] = {name: [] for name in ("one_cpu", "two_cpus", "one_process", "two_processes")}
+    driver = 0.0
+    for turn in range(rounds):
+        seconds["one_cpu"].append(job_seconds(f"one-{turn}", 1, count))
+        driver -= time.process_time()
+        seconds["two_cpus"].append(job_seconds(f"two-{turn}", 2, count))
+        driver += time.process_time()
+        seconds["one_process"].append(bare_seconds(images, folder, 1))
+        seconds["two_processes"].append(bare_seconds(images, folder, 2))
+        print(f"round {turn + 1} of {rounds}:", {name: round(found[-1], 1) for name, found in seconds.items()})
     session.stop()
-    one = (seconds["one"] + seconds["one_again"]) / 2
+    median = {name: statistics.median(found) for name, found in seconds.items()}
     return {
         "images": count,
-        "one_cpu_s": round(seconds["one"], 2),
-        "two_cpus_s": round(seconds["two"], 2),
-        "one_cpu_again_s": round(seconds["one_again"], 2),
-        "efficiency": round(one / (2 * seconds["two"]), 3),
-        "driver_cpu_s_of_two": round(driver["two"], 2),
-        "one_process_s": round(bare[1], 2),
-        "two_processes_s": round(bare[2], 2),
-        "efficiency_of_processes": round(bare[1] / (2 * bare[2]), 3),
+        "rounds": rounds,
+        **{f"{name}_s": [round(value, 2) for value in found] for name, found in seconds.items()},
+        "efficiency": round(median["one_cpu"] / (2 * median["two_cpus"]), 3),
+        "efficiency_of_processes": round(median["one_process"] / (2 * median["two_processes"]), 3),
+        "driver_cpu_s_of_two": round(driver / rounds, 2),
         "load_average_before": round(load, 2),
     }
 
@@ -263,7 +269,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--images", type=int, default=200_000, help="of the overhead part")
-    parser.add_argument("--slic-images", type=int, default=320, help="of the cores part")
+    parser.add_argument("--slic-images", type=int, default=480, help="of the cores part")
+    parser.add_argument("--rounds", type=int, default=3, help="of the cores part")
     parser.add_argument("--scratch", help="folder for temporary files; /dev/shm leaves the disk's fsync out")
     parser.add_argument("--out", type=Path, default=Path("results/scale.json"))
     parser.add_argument("--hand-out", help=argparse.SUPPRESS)
@@ -279,7 +286,7 @@ def main() -> None:
         if "overhead" in arguments.parts:
             results["overhead"] = measure_overhead(folder, arguments.images)
         if "cores" in arguments.parts:
-            results["cores"] = measure_cores(folder, arguments.slic_images)
+            results["cores"] = measure_cores(folder, arguments.slic_images, arguments.rounds)
     for part in PARTS:
         found = results.get(part, [])
         for row in found if isinstance(found, list) else [found]:

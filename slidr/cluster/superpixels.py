@@ -33,8 +33,8 @@ from slidr.types import Frame
 Compute = Callable[[ImageRef, str, str, SuperpixelConfig], None]  # image, root, folder, parameters
 
 PARAMETERS, MANIFEST = "parameters.json", "manifest.json"
-_BLOCKS_PER_CPU = 16  # tasks each CPU gets at least, so that a lost one costs little
-_LARGEST_BLOCK = 64  # images of one task
+_MOST_IMAGES, _MOST_PIXELS = 64, 32e6  # of one task: what a lost one costs, some 15 to 50 s
+_LEAST_IMAGES, _LEAST_PIXELS = 4, 1.44e6  # a second or two: Ray Data gives a CPU its next task a sixth of a second late
 _CHECKERS = 16  # threads that look for damaged maps
 
 
@@ -205,14 +205,16 @@ def _results(
 
 
 def cut_blocks(todo: Sequence[ImageRef], cpus: int) -> list[Sequence[ImageRef]]:
-    """The images of each task, in order: of one size, and smaller and smaller towards the end.
+    """The images of each task, in order: as many as a task may hold, and fewer and fewer towards the end.
 
-    The last CPUs to finish then do so together, not a whole block apart.
+    The last CPUs to finish then do so together, not a whole task apart.
     """
-    largest = min(_LARGEST_BLOCK, -(-len(todo) // (_BLOCKS_PER_CPU * cpus)))
+    pixels = max(image.width * image.height for image in todo)
+    most = max(1, min(_MOST_IMAGES, int(_MOST_PIXELS / pixels)))
+    least = max(1, min(_LEAST_IMAGES, int(_LEAST_PIXELS / pixels)))
     blocks, first = [], 0
     while first < len(todo):
-        size = min(largest, -(-(len(todo) - first) // (2 * cpus)))
+        size = min(most, max(least, -(-(len(todo) - first) // (2 * cpus))))
         blocks.append(todo[first : first + size])
         first += size
     return blocks
