@@ -206,12 +206,14 @@ def measure_overhead(folder: Path, count: int) -> dict[str, Any]:
 
 def bare_seconds(images: list[ImageRef], folder: Path, processes: int) -> float:
     """The same maps by so many plain processes, dealt out one by one: what the machine's cores give at best."""
+    from slidr.cluster.heap import keep_heap
     from slidr.cluster.superpixels import compute_map
 
     target = folder / f"bare-{processes}-{time.monotonic_ns()}"
     config = SuperpixelConfig(folder=str(target))
     call = partial(compute_map, root=str(folder), folder=str(target), config=config)
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=spawn, initializer=keep_heap) as pool:
         list(pool.map(call, images[: 2 * processes]))  # imports
         start = time.monotonic()
         list(pool.map(call, images))

@@ -22,6 +22,7 @@ import ray.data
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from slidr.cluster import session
+from slidr.cluster.heap import keep_heap
 from slidr.config import ClusterConfig, DataConfig, SuperpixelConfig, fingerprint
 from slidr.data import images as files
 from slidr.data import storage
@@ -33,7 +34,7 @@ from slidr.types import Frame
 Compute = Callable[[ImageRef, str, str, SuperpixelConfig], None]  # image, root, folder, parameters
 
 PARAMETERS, MANIFEST = "parameters.json", "manifest.json"
-_MOST_IMAGES, _MOST_PIXELS = 64, 32e6  # of one task: what a lost one costs, some 15 to 50 s
+_MOST_IMAGES, _MOST_PIXELS = 64, 24e6  # of one task: what a lost one costs, some 15 to 40 s
 _LEAST_IMAGES, _LEAST_PIXELS = 4, 1.44e6  # a second or two: Ray Data gives a CPU its next task a sixth of a second late
 _CHECKERS = 16  # threads that look for damaged maps
 
@@ -182,6 +183,7 @@ def _results(
     blocks = [pa.Table.from_pylist([asdict(image) for image in part]) for part in cut_blocks(todo, cpus)]
 
     def work(row: dict[str, Any]) -> dict[str, Any]:
+        keep_heap()
         image = ImageRef(**row)
         try:
             compute(image, root, folder, config)
