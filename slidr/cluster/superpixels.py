@@ -36,6 +36,7 @@ Compute = Callable[[ImageRef, str, str, SuperpixelConfig], None]  # image, root,
 PARAMETERS, MANIFEST = "parameters.json", "manifest.json"
 _MOST_IMAGES, _MOST_PIXELS = 64, 24e6  # of one task: what a lost one costs, some 15 to 40 s
 _LEAST_IMAGES, _LEAST_PIXELS = 4, 1.44e6  # a second or two: Ray Data gives a CPU its next task a sixth of a second late
+_CPUS_TO_COME = 32  # where there are none yet: an autoscaled cluster
 _CHECKERS = 16  # threads that look for damaged maps
 
 
@@ -179,7 +180,7 @@ def _results(
     compute: Compute,
 ) -> Iterator[tuple[str, str]]:
     """(image path, reason of failure or "") of each image, as tasks all over the cluster finish them."""
-    cpus = max(1, cluster.superpixel_cpus or session.available_cpus())
+    cpus = cluster.superpixel_cpus or session.available_cpus() or _CPUS_TO_COME
     blocks = [pa.Table.from_pylist([asdict(image) for image in part]) for part in cut_blocks(todo, cpus)]
 
     def work(row: dict[str, Any]) -> dict[str, Any]:
@@ -194,7 +195,7 @@ def _results(
         return {"path": image.path, "reason": "", "fatal": False}
 
     # Without a limit of the user's, none: an autoscaled cluster starts with few CPUs, or none at all.
-    dataset = ray.data.from_arrow(blocks)
+    dataset = ray.data.from_blocks(blocks)  # `from_arrow` would start a task of a CPU for each, all at once
     dataset.context.enable_progress_bars = False
     results = dataset.map(work, num_cpus=1, memory=_task_memory(todo), concurrency=cluster.superpixel_cpus)
     for row in results.iter_rows():
