@@ -7,8 +7,8 @@
 FROM python:3.11-slim-bookworm
 
 # rsync: `ray up` copies files into containers with it. wget: Kubernetes' probes of Ray nodes. git: the commit of a
-# run's code goes into its record where the tree is a checkout.
-RUN apt-get update && apt-get install --yes --no-install-recommends git rsync wget && rm -rf /var/lib/apt/lists/*
+# run's code goes into its record where the tree is a checkout. gcc: on a GPU Triton builds the launcher of its kernels.
+RUN apt-get update && apt-get install --yes --no-install-recommends gcc git libc6-dev rsync wget && rm -rf /var/lib/apt/lists/*
 
 # Not root, and with the number that the first user of Ubuntu machines has, so that mounted files have one owner.
 RUN useradd --create-home --uid 1000 ray

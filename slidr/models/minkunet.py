@@ -76,7 +76,7 @@ class MinkUNet(nn.Module):
     ) -> None:
         super().__init__()
         layers = layers_of(engine)
-        self.engine, self.normalize, self._layers = engine, normalize, layers
+        self.engine, self.normalize = engine, normalize
         self.azimuth_cells = azimuth_cells
         stem = scaled(STEM, width)
         c1, c2, c3, c4, c5, c6, c7, c8 = (scaled(c, width) for c in CHANNELS)
@@ -113,7 +113,7 @@ class MinkUNet(nn.Module):
         if self.azimuth_cells is not None:
             x = SparseTensor(x.features, x.coordinates, self.azimuth_cells)
         if self.engine == "minkowski":
-            features = self._layers.run(self._unet, x)
+            features = layers_of(self.engine).run(self._unet, x)
         else:
             ordered = sort_rows(x)
             features = self._unet(ordered.tensor).features
@@ -123,7 +123,7 @@ class MinkUNet(nn.Module):
         return given.replace(features)
 
     def _unet(self, x: Any) -> Any:
-        join = self._layers.concatenate
+        join = layers_of(self.engine).concatenate
         skip1 = self.bn0(self.conv0p1s1(x), relu=True)
         skip2 = self.block1(self.bn1(self.conv1p1s2(skip1), relu=True))
         skip4 = self.block2(self.bn2(self.conv2p2s2(skip2), relu=True))

@@ -53,7 +53,11 @@ def choose(
         measure = _milliseconds
     key = _class_of(direction, x, weight, kernel_map)
     if key not in _fastest:
-        times: dict[Algorithm, float] = {name: measure(run) for name, run in candidates.items() if name != "cpu"}
+        times: dict[Algorithm, float] = {"gather": measure(candidates["gather"])}
+        try:
+            times["triton"] = measure(candidates["triton"])
+        except Exception as error:  # no C compiler for its launcher, a driver too old, too few registers
+            _tell_once(f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}")
         _fastest[key] = min(times, key=times.__getitem__)
         _log.debug("%s: %s", key, times)
     return _fastest[key]
@@ -98,6 +102,11 @@ def _forced(x: Tensor) -> Algorithm | None:
 @functools.cache
 def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
+
+
+@functools.cache
+def _tell_once(reason: str) -> None:
+    _log.warning("sparse convolutions gather where Triton's kernels do not run (%s); they may be slower for it", reason)
 
 
 def _class_of(direction: Direction, x: Tensor, weight: Tensor, kernel_map: KernelMap) -> tuple:

@@ -27,6 +27,8 @@ def sparse_conv(x: Float[Tensor, "V C"], weight: Float[Tensor, "K C D"], kernel_
 
     Runs in autocast's dtype where autocast is on. Differentiable in `x` and `weight`.
     """
+    if len(weight) != len(kernel_map.counts):
+        raise ValueError(f"sparse_conv: got {len(weight)} kernel offsets for a map of {len(kernel_map.counts)}")
     x, weight = in_autocast(x, weight)
     if x.shape[1] < NARROW:
         return _narrow_conv(x, weight, kernel_map)

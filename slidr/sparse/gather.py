@@ -73,7 +73,9 @@ def scratch(use: str, like: Tensor, rows: int, columns: int) -> Tensor:
     kept = _buffers.of.get((use, like.dtype))
     if kept is None or kept.numel() < rows * columns:
         _buffers.of.pop((use, like.dtype), None)
-        kept = _buffers.of[use, like.dtype] = like.new_empty(max(_LEAST // like.element_size(), 2 * rows * columns))
+        size = max(_LEAST // like.element_size(), 2 * rows * columns)
+        with torch.inference_mode(False):  # it serves training too
+            kept = _buffers.of[use, like.dtype] = torch.empty(size, dtype=like.dtype)
     return kept[: rows * columns].view(rows, columns)
 
 

@@ -7,6 +7,7 @@ Pairs are stored offset after offset, so that every offset is one slice and one 
 from __future__ import annotations
 
 import itertools
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -41,6 +42,8 @@ class KernelMap:
     num_inputs: int
     num_outputs: int
     identity: int | None = None
+    # The transposed map of this one; for that one, this, and weakly, or both would wait for the garbage collector.
+    _of: weakref.ref[KernelMap] | None = field(default=None, repr=False, compare=False)
     _twin: list[KernelMap] = field(default_factory=list, repr=False, compare=False)
     kept: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)  # other forms of this map, made once
 
@@ -74,6 +77,8 @@ class KernelMap:
 
     def transposed(self) -> KernelMap:
         """The map of the transposed convolution: inputs and outputs change places."""
+        if self._of is not None and (original := self._of()) is not None:
+            return original
         if not self._twin:
             twin = KernelMap(
                 self.output_rows,
@@ -82,7 +87,7 @@ class KernelMap:
                 self.num_outputs,
                 self.num_inputs,
                 self.identity,
-                [self],
+                weakref.ref(self),
             )
             self._twin.append(twin)
         return self._twin[0]

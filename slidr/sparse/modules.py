@@ -50,7 +50,7 @@ class Convolution(_Kernel):
 
     def forward(self, x: SparseTensor, norm: BatchNorm | None = None) -> SparseTensor:
         """The convolution of `x`, or of ``norm(x, relu=True)``, which is then not kept for the backward pass."""
-        if norm is not None and not (norm.is_plain(x) and self.stride == 1 < self.kernel_size):
+        if norm is not None and (self.stride > 1 or self.kernel_size == 1 or not norm.is_plain(x) or _hooked(norm)):
             x, norm = norm(x, relu=True), None
         kernel_map = self._kernel_map(x)
         if norm is not None:
@@ -105,8 +105,13 @@ class BatchNorm(nn.Module):
         return x.replace(torch.relu(features) if relu else features)
 
     def is_plain(self, x: SparseTensor) -> bool:
-        """Whether this process alone normalises `x`, and there is something in it."""
-        return type(self.bn) is nn.BatchNorm1d and len(x.features) > 0
+        """Whether this process alone normalises `x`, there is something in it, and nobody watches ``bn`` at work."""
+        return type(self.bn) is nn.BatchNorm1d and self.bn.affine and len(x.features) > 0 and not _hooked(self.bn)
+
+
+def _hooked(module: nn.Module) -> bool:
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(module, kind) for kind in kinds)
 
 
 __all__ = ["BatchNorm", "Convolution", "TransposedConvolution", "concatenate"]

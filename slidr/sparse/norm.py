@@ -7,6 +7,8 @@ is one pass over memory, so y is computed again in the backward pass rather than
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -47,36 +49,53 @@ def _begin(x: Tensor, bn: torch.nn.BatchNorm1d) -> bool:
     return training
 
 
+@dataclass(frozen=True)
+class _Statistics:
+    """The running mean and variance that a backward pass needs: as they were, for a later batch may move them."""
+
+    mean: Tensor | None
+    var: Tensor | None
+    training: bool
+    eps: float
+
+    @classmethod
+    def of(cls, bn: torch.nn.BatchNorm1d, training: bool) -> _Statistics:
+        if training:
+            return cls(None, None, True, bn.eps)
+        assert bn.running_mean is not None
+        assert bn.running_var is not None
+        return cls(bn.running_mean.clone(), bn.running_var.clone(), False, bn.eps)
+
+
 def _normed(
     x: Tensor, bn: torch.nn.BatchNorm1d, training: bool, into: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The norm of `x`, in the memory of `into` where given, and the mean and 1 / sqrt(var + eps) that it took."""
-    statistics = (bn.running_mean, bn.running_var, training, bn.momentum or 0.0, bn.eps)
+    momentum = bn.momentum
+    if momentum is None:  # a plain average over the batches
+        momentum = 1 / int(bn.num_batches_tracked) if training and bn.num_batches_tracked is not None else 0.0
+    statistics = (bn.running_mean, bn.running_var, training, momentum, bn.eps)
     if into is None:
         return torch.native_batch_norm(x, bn.weight, bn.bias, *statistics)
     nothing = {name: bn.weight.new_empty(0) for name in ("save_mean", "save_invstd")}
     return torch.ops.aten.native_batch_norm.out(x, bn.weight, bn.bias, *statistics, out=into, **nothing)
 
 
-def _normed_again(saved: tuple[Tensor, ...], bn: torch.nn.BatchNorm1d, training: bool) -> Tensor:
+def _normed_again(saved: Sequence[Tensor], running: _Statistics) -> Tensor:
     """relu(norm(x)) from what the forward pass kept, in memory that nothing outlives."""
     x, weight, bias, mean, inverse = saved
-    if not training:
-        assert bn.running_mean is not None
-        assert bn.running_var is not None
-        mean, inverse = bn.running_mean, (bn.running_var + bn.eps).rsqrt()
-    scale = inverse * weight
+    if running.mean is not None and running.var is not None:
+        mean, inverse = running.mean, (running.var + running.eps).rsqrt()
+    scale = inverse.to(torch.promote_types(inverse.dtype, torch.float32)) * weight
     out = scratch("normed", x, *x.shape)
     return torch.addcmul(bias - mean * scale, x, scale, out=out).relu_()
 
 
-def _norm_gradients(
-    grad: Tensor, saved: tuple[Tensor, ...], bn: torch.nn.BatchNorm1d, training: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+def _norm_gradients(grad: Tensor, saved: Sequence[Tensor], running: _Statistics) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of the norm's input, weight and bias."""
     x, weight, _, mean, inverse = saved
     return torch.ops.aten.native_batch_norm_backward(
-        grad, x, weight, bn.running_mean, bn.running_var, mean, inverse, training, bn.eps, [True, True, True]
+        grad, x, weight, running.mean, running.var, mean, inverse, running.training, running.eps, [True, True, True]
     )
 
 
@@ -97,9 +116,8 @@ class _NormReLU(torch.autograd.Function):
             out = out.add_(residual)
         if relu:
             out = out.relu_()
-        # The running statistics are inputs of the backward pass in eval mode only, where nothing changes them.
         ctx.save_for_backward(x, weight, bias, mean, inverse, out if relu and residual is not None else None)
-        ctx.bn, ctx.relu, ctx.training = bn, relu, training
+        ctx.running, ctx.relu = _Statistics.of(bn, training), relu
         return out
 
     @staticmethod
@@ -108,11 +126,11 @@ class _NormReLU(torch.autograd.Function):
         *saved, out = ctx.saved_tensors
         grad, residual_wanted = grad.contiguous(), ctx.needs_input_grad[3]
         if ctx.relu:
-            out = _normed_again(saved, ctx.bn, ctx.training) if out is None else out
+            out = _normed_again(saved, ctx.running) if out is None else out
             # Only a residual's gradient outlives this call.
             masked = torch.empty_like(grad) if residual_wanted else scratch("masked", grad, *grad.shape)
             grad = torch.ops.aten.threshold_backward(grad, out, 0, grad_input=masked)
-        grads = _norm_gradients(grad, saved, ctx.bn, ctx.training)
+        grads = _norm_gradients(grad, saved, ctx.running)
         return *grads, grad if residual_wanted else None, None, None, None
 
 
@@ -131,7 +149,7 @@ class _NormReLUConv(torch.autograd.Function):
         into = scratch("normed", x, *x.shape) if x.device.type == "cpu" else None
         out, mean, inverse = _normed(x, bn, training, into)
         ctx.save_for_backward(x, norm_weight, norm_bias, mean, inverse, weight)
-        ctx.bn, ctx.kernel_map, ctx.training = bn, kernel_map, training
+        ctx.running, ctx.kernel_map = _Statistics.of(bn, training), kernel_map
         return functional.convolve(out.relu_(), weight, kernel_map)
 
     @staticmethod
@@ -139,12 +157,12 @@ class _NormReLUConv(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         *saved, weight = ctx.saved_tensors
         normed_wanted = any(ctx.needs_input_grad[:3])
-        out = _normed_again(saved, ctx.bn, ctx.training)
+        out = _normed_again(saved, ctx.running)
         of_out, of_weight = functional.gradients(
             out, weight, grad, ctx.kernel_map, normed_wanted, ctx.needs_input_grad[3]
         )
         grads: tuple[Tensor | None, ...] = (None, None, None)
         if of_out is not None:
             of_out = torch.ops.aten.threshold_backward(of_out, out, 0, grad_input=of_out)
-            grads = _norm_gradients(of_out, saved, ctx.bn, ctx.training)
+            grads = _norm_gradients(of_out, saved, ctx.running)
         return *grads, of_weight, None, None, None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
+import weakref
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from slidr.sparse import CoordinateError, CoordinateManager, SparseTensor, sort_rows
+from slidr.sparse import CoordinateError, CoordinateManager, SparseTensor, sort_rows, sparse_conv
 from slidr.sparse.coordinates import LIMIT, pack, unpack
 from slidr.sparse.kernel_map import KernelMap
 
@@ -175,3 +177,32 @@ def test_sorting_rows_goes_back_to_the_given_order() -> None:
     ordered = sort_rows(x)
     assert ordered.tensor.coordinates.tolist() == sorted(coordinates.tolist())
     assert torch.equal(ordered.tensor.features[ordered.back], x.features)
+
+
+def test_kernel_maps_go_with_their_last_user() -> None:
+    """Pairs of maps that held each other would wait for the garbage collector, which does not know a GPU's memory."""
+    coordinates = torch.cat([torch.zeros(40, 1), torch.arange(120).view(40, 3)], dim=1).int()
+    manager = SparseTensor(torch.zeros(40, 1), coordinates).manager
+    kernel_map = manager.downsample((1, 1, 1), (2, 2, 2))
+    twin = kernel_map.transposed()
+    assert twin.transposed() is kernel_map
+    assert torch.equal(twin.input_rows, kernel_map.output_rows)
+    gone = weakref.ref(kernel_map), weakref.ref(twin)
+    gc.disable()
+    try:
+        del kernel_map
+        manager.maps.clear()
+        again = twin.transposed()  # of a map that outlives its original
+        assert torch.equal(again.input_rows, twin.output_rows)
+        assert again.transposed() is twin
+        del again, twin
+        assert [reference() for reference in gone] == [None, None]
+    finally:
+        gc.enable()
+
+
+def test_a_kernel_of_other_offsets_than_the_map_is_refused() -> None:
+    coordinates = torch.cat([torch.zeros(40, 1), torch.arange(120).view(40, 3)], dim=1).int()
+    x = SparseTensor(torch.zeros(40, 16), coordinates)
+    with pytest.raises(ValueError, match="got 27 kernel offsets for a map of 8"):
+        sparse_conv(x.features, torch.zeros(27, 16, 8), x.manager.downsample((1, 1, 1), (2, 2, 2)))

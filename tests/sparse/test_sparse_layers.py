@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -104,10 +106,12 @@ def test_gradients_agree_with_finite_differences(channels: tuple[int, int]) -> N
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("with_residual", [False, True])
 @pytest.mark.parametrize("training", [False, True])
-def test_batch_norm_equals_its_parts(relu: bool, with_residual: bool, training: bool) -> None:
+@pytest.mark.parametrize("momentum", [0.3, None])
+def test_batch_norm_equals_its_parts(relu: bool, with_residual: bool, training: bool, momentum: float | None) -> None:
     _, x = grid(0.3, 7)
     torch.manual_seed(0)
-    layer, parts = (BatchNorm(7, momentum=0.3).double().train(training) for _ in range(2))
+    layer, parts = (BatchNorm(7).double().train(training) for _ in range(2))
+    layer.bn.momentum = parts.bn.momentum = momentum  # type: ignore[assignment]
     with torch.no_grad():
         layer.bn.weight.uniform_(0.5, 2)
         layer.bn.bias.uniform_(-1, 1)
@@ -161,11 +165,9 @@ def test_convolution_of_a_normed_input_equals_its_parts(training: bool, channels
         torch.testing.assert_close(got, expected)
 
 
-def test_convolution_of_a_normed_input_runs_hooks_and_keeps_its_input_only() -> None:
+def test_convolution_of_a_normed_input_keeps_that_input_only() -> None:
     _, x = grid(0.3, 16)
     norm, conv = BatchNorm(16).double(), Convolution(16, 24).double()
-    calls: list[str] = []
-    conv.register_forward_hook(lambda *_: calls.append("conv"))
     kept: list[torch.Tensor] = []
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -177,7 +179,53 @@ def test_convolution_of_a_normed_input_runs_hooks_and_keeps_its_input_only() -> 
         conv(x.replace(features), norm=norm)
     large = [tensor for tensor in kept if len(tensor) == len(features)]
     assert [tensor.data_ptr() for tensor in large] == [features.data_ptr()]
-    assert calls == ["conv"]
+
+
+@pytest.mark.parametrize("watched", ["norm", "norm.bn", "conv"])
+def test_hooks_see_a_norm_before_a_convolution(watched: str) -> None:
+    _, x = grid(0.3, 16)
+    norm, conv = BatchNorm(16).double(), Convolution(16, 24).double()
+    expected = conv(x, norm=norm.eval()).features
+    calls: list[str] = []
+    module = {"norm": norm, "norm.bn": norm.bn, "conv": conv}[watched]
+    module.register_forward_hook(lambda *_: calls.append(watched))
+    torch.testing.assert_close(conv(x, norm=norm).features, expected)
+    assert calls == [watched]
+
+
+def test_later_batches_leave_the_gradients_of_an_earlier_one() -> None:
+    """In eval mode a norm is made of running statistics, which a training batch moves before the backward pass."""
+    _, x = grid(0.3, 16)
+    gradients = []
+    for another_batch in (False, True):
+        torch.manual_seed(0)
+        norm, conv = BatchNorm(16).double().eval(), Convolution(16, 16).double()
+        features = x.features.clone().requires_grad_()
+        out = norm(conv(x.replace(features), norm=norm), relu=True)
+        if another_batch:
+            norm.train()(x.replace(5 + 3 * x.features))
+        (out.features * torch.linspace(-1, 1, 16)).sum().backward()
+        gradients.append([features.grad, norm.bn.weight.grad])
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=0)
+
+
+def test_training_may_follow_inference_mode() -> None:
+    _, x = grid(0.4, 1)
+    model = MinkUNet14(1, 8, width=0.25)
+    x = SparseTensor(x.features.float(), x.coordinates)
+    with torch.inference_mode():
+        model.eval()(x)
+    out = model.train()(x).features
+    (out * torch.linspace(-1, 1, 8)).sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_networks_can_be_copied_and_pickled() -> None:
+    _, x = grid(0.4, 1)
+    x = SparseTensor(x.features.float(), x.coordinates)
+    model = MinkUNet14(1, 8, width=0.25).eval()
+    for copy_of in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(copy_of(x).features, model(x).features)
 
 
 def test_one_voxel_takes_the_running_statistics_and_leaves_them() -> None:

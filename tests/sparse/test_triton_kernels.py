@@ -293,6 +293,24 @@ def test_the_faster_algorithm_is_measured_once_for_each_size_class_and_direction
     assert len(asked) == 6
 
 
+@pytest.mark.usefixtures("nothing_measured")
+def test_gathering_goes_on_where_triton_does_not_run(caplog: pytest.LogCaptureFixture) -> None:
+    kernel_map = maps()["submanifold"]
+    x, weight, _ = operands(kernel_map, 8, 8, torch.float32)
+
+    def broken() -> None:
+        raise RuntimeError("Failed to find C compiler")
+
+    def measure(run: Callable[[], Any]) -> float:
+        run()
+        return 1.0
+
+    candidates: Any = {"gather": lambda: None, "triton": broken}
+    for direction in ("forward", "input gradient"):
+        assert choice.choose(direction, x, weight, kernel_map, candidates, measure) == "gather"  # type: ignore[arg-type]
+    assert [record.getMessage().count("Failed to find C compiler") for record in caplog.records] == [1]
+
+
 def test_a_forced_algorithm_that_does_not_exist_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(choice.SWITCH, "fast")
     kernel_map = maps()["submanifold"]
