@@ -29,6 +29,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -171,19 +172,21 @@ def measure_tables(folder: Path) -> list[dict[str, Any]]:
 
 
 def trivial_map(image: ImageRef, root: str, folder: str, config: SuperpixelConfig) -> None:
-    """Stands in for `compute_map`: no image is read, no superpixel cut; a label map is written all the same."""
+    """Stands in for `compute_map`: no image is read, no superpixel cut; a small label map is written all the same."""
     from slidr.cluster.superpixels import map_path
 
-    labels = np.zeros((image.height, image.width), np.uint16)
+    labels = np.zeros((9, 16), np.uint16)
     storage.write_bytes_atomic(map_path(folder, image), files.encode_label_map(labels))
 
 
 def measure_overhead(folder: Path, count: int) -> dict[str, Any]:
-    """The job over images of 16 x 9 pixels with `trivial_map`, and a second time, when all is done already."""
+    """The job with `trivial_map` over images said to be of nuScenes' size, so that they make as many tasks; and a second
+    time, over images of the maps' true size, when all is done already.
+    """
     from slidr.cluster import session
     from slidr.cluster.superpixels import compute_images
 
-    images = [ImageRef(f"{i:032x}", f"samples/{i:032x}.jpg", 16, 9) for i in range(count)]
+    images = [ImageRef(f"{i:032x}", f"samples/{i:032x}.jpg", 1600, 900) for i in range(count)]
     config = SuperpixelConfig(folder=str(folder / "trivial"))
     session.start(ClusterConfig())
     warm = SuperpixelConfig(folder=str(folder / "warm"))
@@ -191,7 +194,8 @@ def measure_overhead(folder: Path, count: int) -> dict[str, Any]:
     driver, everything = time.process_time(), cpu_of_tree()
     report = compute_images(images, str(folder), config, ClusterConfig(), progress=False, compute=trivial_map)
     driver, everything = time.process_time() - driver, cpu_of_tree() - everything
-    again = compute_images(images, str(folder), config, ClusterConfig(), progress=False, compute=trivial_map)
+    small = [replace(image, width=16, height=9) for image in images]
+    again = compute_images(small, str(folder), config, ClusterConfig(), progress=False, compute=trivial_map)
     session.stop()
     assert (report.computed, again.computed) == (count, 0)
     return {

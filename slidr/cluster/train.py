@@ -26,7 +26,7 @@ from slidr.training.checkpoint import CheckpointError
 from slidr.training.locks import await_writer, launching, writing
 from slidr.training.loop import Outcome, Task, fit
 from slidr.training.optim import total_steps
-from slidr.training.runs import RunFolder, claim, folder_of, identity, require_same_data
+from slidr.training.runs import RunFolder, claim, folder_of, identity, of_the_workers, require_same_data
 
 _log = logging.getLogger(__name__)
 _SEND_SECONDS = 10.0  # between looks at the journal of workers on other machines
@@ -82,6 +82,8 @@ def _train(config: Config, stage: Stage, steps: int, progress: bool) -> dict[str
     finished = folder.result()
     if finished is not None:
         return finished
+    if config.cluster.elastic:
+        _log.warning("when the number of workers changes: %s", of_the_workers(config))
     run = tracking.start_run(config, stage.name, folder.note("mlflow_run_id"))
     folder.note("mlflow_run_id", run.run_id)
     status = "FAILED"

@@ -144,8 +144,28 @@ def claim(config: Config) -> RunFolder:
             f"resume with the old ones or choose another --run.name"
         )
     if before != now:
-        _log.warning("%s was started with cluster.num_workers %s and is resumed with %s", folder.path, before, now)
+        _log.warning(
+            "%s was started with cluster.num_workers %s and is resumed with %s: %s",
+            folder.path,
+            before,
+            now,
+            of_the_workers(config),
+        )
     return folder
+
+
+def of_the_workers(config: Config) -> str:
+    """What of a training depends on how many workers share a batch, beyond rounding."""
+    if config.loss.names == ("cross_entropy_lovasz",):
+        return "batches stay, but the loss is the mean of each worker's own, so it moves a little"
+    if "point_pixel_info_nce" in config.loss.names:
+        return "batches stay, but each worker draws its own pairs, so the loss is another one"
+    if not config.loss.gather_negatives:
+        return (
+            "batches stay, but a superpixel's negatives are those of its worker's frames, so the loss is another one "
+            "(loss.gather_negatives: true makes it that of the whole batch)"
+        )
+    return "batches and loss stay, but sums are rounded in another order"
 
 
 def require_same_data(config: Config, folder: RunFolder) -> None:

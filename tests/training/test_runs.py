@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from slidr.config import Config, RunConfig
-from slidr.training.runs import RunError, claim
+from slidr.config import Config, LossConfig, RunConfig
+from slidr.training.runs import RunError, claim, of_the_workers
 
 
 def test_a_run_is_resumed_with_another_number_of_workers_but_with_no_other_rate(
@@ -24,6 +24,20 @@ def test_a_run_is_resumed_with_another_number_of_workers_but_with_no_other_rate(
     assert not caplog.messages
     for workers in (1, (1, 2)):
         assert claim(of(workers)).checkpoints.steps() == [3]
-        assert caplog.messages[-1].endswith(f"was started with cluster.num_workers 2 and is resumed with {workers}")
+        assert f"was started with cluster.num_workers 2 and is resumed with {workers}: " in caplog.messages[-1]
+        assert "the loss is another one" in caplog.messages[-1]
     with pytest.raises(RunError, match=r"other values: optim\.lr was 0\.5, now 0\.25; resume"):
         claim(of(1, lr=0.25))
+
+
+@pytest.mark.parametrize(
+    ("loss", "said"),
+    [
+        (LossConfig(gather_negatives=True), "rounded in another order"),
+        (LossConfig(gather_negatives=False), "negatives are those of its worker's frames"),
+        (LossConfig(names=("point_pixel_info_nce",), gather_negatives=True), "draws its own pairs"),
+        (LossConfig(names=("cross_entropy_lovasz",)), "mean of each worker's own"),
+    ],
+)
+def test_what_another_number_of_workers_changes_is_said(loss: LossConfig, said: str) -> None:
+    assert said in of_the_workers(Config(loss=loss))
