@@ -180,8 +180,8 @@ def trivial_map(image: ImageRef, root: str, folder: str, config: SuperpixelConfi
 
 
 def measure_overhead(folder: Path, count: int) -> dict[str, Any]:
-    """The job with `trivial_map` over images said to be of nuScenes' size, so that they make as many tasks; and a second
-    time, over images of the maps' true size, when all is done already.
+    """The job with `trivial_map` over images said to be of nuScenes' size, so that they make as many tasks; and a
+    second time, over images of the maps' true size, when all is done already.
     """
     from slidr.cluster import session
     from slidr.cluster.superpixels import compute_images

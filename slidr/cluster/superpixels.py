@@ -34,8 +34,8 @@ from slidr.types import Frame
 Compute = Callable[[ImageRef, str, str, SuperpixelConfig], None]  # image, root, folder, parameters
 
 PARAMETERS, MANIFEST = "parameters.json", "manifest.json"
-_MOST_IMAGES, _MOST_PIXELS = 64, 24e6  # of one task: what a lost one costs, some 15 to 40 s
-_LEAST_IMAGES, _LEAST_PIXELS = 4, 1.44e6  # a second or two: Ray Data gives a CPU its next task a sixth of a second late
+_MOST = 64  # images of one task: each costs Ray some 20 ms
+_LEAST, _LEAST_PIXELS = 4, 1.44e6  # and fewest: a second or two, as Ray Data gives a CPU its next task 0.2 s late
 _CPUS_TO_COME = 32  # where there are none yet: an autoscaled cluster
 _CHECKERS = 16  # threads that look for damaged maps
 
@@ -208,16 +208,18 @@ def _results(
 
 
 def cut_blocks(todo: Sequence[ImageRef], cpus: int) -> list[Sequence[ImageRef]]:
-    """The images of each task, in order: as many as a task may hold, and fewer and fewer towards the end.
+    """The images of each task, in order: few at first, many, and fewer and fewer towards the end.
 
-    The last CPUs to finish then do so together, not a whole task apart.
+    So the first are soon told of, and the last CPUs to finish do so together, not a whole task apart.
     """
     pixels = max(image.width * image.height for image in todo)
-    most = max(1, min(_MOST_IMAGES, int(_MOST_PIXELS / pixels)))
-    least = max(1, min(_LEAST_IMAGES, int(_LEAST_PIXELS / pixels)))
-    blocks, first = [], 0
+    least = max(1, min(_LEAST, int(_LEAST_PIXELS / pixels)))
+    blocks: list[Sequence[ImageRef]] = []
+    first = 0
     while first < len(todo):
-        size = min(most, max(least, -(-(len(todo) - first) // (2 * cpus))))
+        begin = least * 4 ** min(len(blocks) // cpus, 3)
+        share = -(-(len(todo) - first) // (2 * cpus))
+        size = min(_MOST, begin, max(least, share))
         blocks.append(todo[first : first + size])
         first += size
     return blocks
