@@ -135,7 +135,7 @@ def test_resuming_a_finished_run_returns_its_scores(alone: tuple[Config, dict[st
     assert pretrain(named(config, "alone", resume=True), progress=False) == result
 
 
-def test_a_second_launch_on_a_live_run_is_refused_before_it_reads_or_writes_anything(
+def test_a_second_launch_on_a_live_run_is_refused_before_it_asks_for_a_cluster_or_writes_anything(
     base: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(session, "start", lambda *arguments: pytest.fail("it asks for a cluster"))
@@ -167,7 +167,7 @@ def test_a_resumed_run_waits_for_its_killed_drivers_worker_and_sees_what_that_st
         worker.__exit__(None, None, None)
 
     monkeypatch.setattr(locks, "WAIT_S", 120.0)
-    monkeypatch.setattr(locks.time, "sleep", ends)
+    monkeypatch.setattr(locks, "_sleep", ends)
     assert pretrain(config, progress=False) == {"steps": 10}
 
 
