@@ -12,6 +12,7 @@ import errno
 import fcntl
 import logging
 import os
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -44,13 +45,15 @@ class InUse(RunError):
 
 @contextlib.contextmanager
 def held(
-    path: str, what: str, wait_s: float = 0.0, then: str = "let it end, or stop it, and run again", of: str = ""
+    path: str, what: str, wait_s: float | None = None, then: str = "let it end, or stop it, and run again", of: str = ""
 ) -> Iterator[None]:
     """Holds the lock file `path` for the block, waiting at most `wait_s` seconds for another holder to end.
 
-    After that it raises `InUse`, which says that `what` is in use, by whom, and what to do (`then`). A wait is told of
-    in a warning. The file names its holder: the process, and what it is part `of`. Where the file system has no locks
-    or the file may not be written, a warning says so and the block runs.
+    Without a number it does not wait for a process of this machine, whose lock ends with it, and `WAIT_S` for any
+    other: a server keeps the locks of a machine that is gone for a while. After that it raises `InUse`, which says
+    that `what` is in use, by whom, and what to do (`then`). A wait is told of in a warning. The file names its holder:
+    the process, and what it is part `of`. Where the file system has no locks, or the file may not be opened, a warning
+    says so and the block runs.
     """
     file = None if storage.is_remote(path) else _take(path, what, wait_s, then)
     with file or contextlib.nullcontext():
@@ -60,7 +63,10 @@ def held(
 
 
 def launching(folder: RunFolder) -> contextlib.AbstractContextManager[None]:
-    """For the block, this process alone runs the folder's training. Raises `InUse` at once where another does."""
+    """For the block, this process alone runs the folder's training. Raises `InUse` where another does.
+
+    That is at once where the other one is a process of this machine, else after `WAIT_S`.
+    """
     then = "let it end, or stop it and continue with --run.resume, or choose another --run.name"
     return held(folder.file("lock"), _name(folder), then=then)
 
@@ -103,7 +109,7 @@ def _name(folder: RunFolder) -> str:
     return f"the run {storage.name_of(folder.path)}"
 
 
-def _take(path: str, what: str, wait_s: float, then: str) -> BinaryIO | None:
+def _take(path: str, what: str, wait_s: float | None, then: str) -> BinaryIO | None:
     """The locked file; None where it cannot be locked."""
     parent = Path(path).parent
     try:
@@ -129,10 +135,11 @@ def _take(path: str, what: str, wait_s: float, then: str) -> BinaryIO | None:
                 _log.warning("%s: cannot be locked (%s); %s %s", path, error.strerror, unsafe, what)
                 return None
             holder = _holder(file)
-        if time.monotonic() >= started + wait_s:
+        patience = wait_s if wait_s is not None else 0.0 if _is_here(holder) else WAIT_S
+        if time.monotonic() >= started + patience:
             raise InUse(f"{path}: {what} is in use by {holder}; {then}", holder)
         if not told:
-            _log.warning("%s is in use by %s: waiting at most %g s for it to end", what, holder, wait_s)
+            _log.warning("%s is in use by %s: waiting at most %g s for it to end", what, holder, patience)
             told = True
         _sleep(_POLL_S)
 
@@ -189,3 +196,9 @@ def _holder(file: BinaryIO) -> str:
     except OSError:  # SMB lets nobody read what another has locked
         text = ""
     return text or "another process"
+
+
+def _is_here(holder: str) -> bool:
+    """Whether a holder named itself as a process of this machine."""
+    named = re.match(r"process \d+ on (\S+)", holder)
+    return named is not None and named[1] == socket.gethostname()

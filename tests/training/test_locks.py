@@ -25,17 +25,17 @@ _HOLD = """
 import fcntl, os, sys, time
 with open(sys.argv[1], "w") as file:
     fcntl.flock(file, fcntl.LOCK_EX)
-    print(f"process {os.getpid()} on elsewhere ({sys.argv[2]})", file=file, flush=True)
+    print(sys.argv[2].format(os.getpid()), file=file, flush=True)
     print("held", flush=True)
     time.sleep(600)
 """
 
 
 @contextmanager
-def other_process(path: str, of: str = "launch-1") -> Iterator[subprocess.Popen[str]]:
-    """Another process, which holds the lock until it is killed."""
+def other_process(path: str, name: str = "process {} on elsewhere (launch-1)") -> Iterator[subprocess.Popen[str]]:
+    """Another process, which holds the lock until it is killed, and says in the file that it is `name`."""
     Path(path).parent.mkdir(exist_ok=True)
-    process = subprocess.Popen([sys.executable, "-c", _HOLD, path, of], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", _HOLD, path, name], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
         assert process.stdout.readline() == "held\n"
@@ -60,13 +60,30 @@ def test_a_second_launch_is_refused_at_once_with_what_where_who_and_what_to_do(
 ) -> None:
     monkeypatch.setattr(locks, "_sleep", lambda seconds: pytest.fail("it waits"))
     path = folder.file("lock")
-    with other_process(path) as other:
-        who = rf"the run mine is in use by process {other.pid} on elsewhere \(launch-1\)"
+    with other_process(path, f"process {{}} on {socket.gethostname()}") as other:
+        who = rf"the run mine is in use by process {other.pid} on {socket.gethostname()}"
         with (
             pytest.raises(InUse, match=rf"{path}: {who}; .*--run\.resume, or choose another --run\.name"),
             launching(folder),
         ):
             pass
+
+
+@pytest.mark.parametrize("name", ["process {} on elsewhere", "process {} on " + socket.gethostname() + "-2", ""])
+def test_a_launch_waits_for_a_holder_that_may_be_another_machines_since_that_may_be_gone(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    path = folder.file("lock")
+    with other_process(path, name) as other:
+        monkeypatch.setattr(locks, "_sleep", lambda seconds: kill(other))
+        with launching(folder):
+            pass
+    holder = name.format(other.pid) or "another process"
+    assert caplog.messages == [f"the run mine is in use by {holder}: waiting at most 120 s for it to end"]
+    monkeypatch.undo()
+    monkeypatch.setattr(locks, "WAIT_S", 0.1)
+    with other_process(path, name), pytest.raises(InUse, match="choose another"), launching(folder):
+        pass
 
 
 def test_a_lock_ends_with_its_block_and_with_a_killed_process(folder: RunFolder) -> None:
