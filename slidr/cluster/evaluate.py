@@ -23,6 +23,7 @@ from slidr.data.loading import LocalLoader, ScanSource, require_labels, subset_f
 from slidr.data.submission import Submission
 from slidr.models.weights import load_student, voxel_expectation, weights_digest
 from slidr.report.scores import bar_chart, markdown, scores_of
+from slidr.training.locks import launching
 from slidr.training.loop import Outcome
 from slidr.training.runs import RunFolder, folder_of, identity
 from slidr.training.segment import BAND_NAMES, ScanCounts, SegmentTask, count_scans, require_segmentation
@@ -35,7 +36,8 @@ def evaluate(config: Config, progress: bool = False) -> dict[str, Any]:
     The run's folder is named by what was evaluated, and how: the same evaluation asked for again returns its scores,
     unless a file of its submission is gone: then everything is predicted again. A split without labels (test) has no
     scores, only a submission. Raises `ConfigError` where the config names no segmentation or no checkpoint,
-    `WeightsError` where the checkpoint does not fit it, `DataError` where a frame to score has no labels.
+    `WeightsError` where the checkpoint does not fit it, `DataError` where a frame to score has no labels,
+    `RunError` where another process evaluates the same.
     """
     checked = evaluation_config(config)
     if is_scored(config):
@@ -200,8 +202,9 @@ def _require_whole_submission(config: Config) -> None:
     """Makes a finished evaluation an unfinished one where predictions that it should have left are not there."""
     folder = folder_of(config)
     wanted = config.evaluation
-    if wanted.submission is None or folder.result() is None:
+    if wanted.submission is None:
         return
     submission = Submission(config.data.dataset, wanted.submission, wanted.split)
-    if submission.missing(subset_frames(config, "val")):
-        storage.delete(folder.file("result.json"))
+    with launching(folder):  # another launch may be ending, with a result and predictions of its own
+        if folder.result() is not None and submission.missing(subset_frames(config, "val")):
+            storage.delete(folder.file("result.json"))

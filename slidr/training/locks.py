@@ -12,6 +12,7 @@ import errno
 import fcntl
 import logging
 import os
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -25,7 +26,12 @@ from slidr.training.runs import RunError, RunFolder
 # machine's locks after 90 s.
 WAIT_S = 120.0
 _POLL_S = 0.2
-_CANNOT = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES, errno.EPERM, errno.EROFS}
+_sleep = time.sleep
+_REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
+# No server, none of this kind here, or (NFS) none of a file opened for reading.
+_CANNOT = _REFUSED | {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.EBADF}
+_BUSY = {errno.EWOULDBLOCK, errno.EACCES}  # EACCES: SMB's
+_REPLACED = 10  # times in a row that a lock file can be another one by then; more, and its numbers mean nothing
 _log = logging.getLogger(__name__)
 
 
@@ -39,13 +45,15 @@ class InUse(RunError):
 
 @contextlib.contextmanager
 def held(
-    path: str, what: str, wait_s: float = 0.0, then: str = "let it end, or stop it, and run again", of: str = ""
+    path: str, what: str, wait_s: float | None = None, then: str = "let it end, or stop it, and run again", of: str = ""
 ) -> Iterator[None]:
     """Holds the lock file `path` for the block, waiting at most `wait_s` seconds for another holder to end.
 
-    After that it raises `InUse`, which says that `what` is in use, by whom, and what to do (`then`). A wait is told of
-    in a warning. The file names its holder: the process, and what it is part `of`. Where the file system has no locks
-    or the file may not be written, a warning says so and the block runs.
+    Without a number it does not wait for a process of this machine, whose lock ends with it, and `WAIT_S` for any
+    other: a server keeps the locks of a machine that is gone for a while. After that it raises `InUse`, which says
+    that `what` is in use, by whom, and what to do (`then`). A wait is told of in a warning. The file names its holder:
+    the process, and what it is part `of`. Where the file system has no locks, or the file may not be opened, a warning
+    says so and the block runs.
     """
     file = None if storage.is_remote(path) else _take(path, what, wait_s, then)
     with file or contextlib.nullcontext():
@@ -55,7 +63,10 @@ def held(
 
 
 def launching(folder: RunFolder) -> contextlib.AbstractContextManager[None]:
-    """For the block, this process alone runs the folder's training. Raises `InUse` at once where another does."""
+    """For the block, this process alone runs the folder's training. Raises `InUse` where another does.
+
+    That is at once where the other one is a process of this machine, else after `WAIT_S`.
+    """
     then = "let it end, or stop it and continue with --run.resume, or choose another --run.name"
     return held(folder.file("lock"), _name(folder), then=then)
 
@@ -98,41 +109,96 @@ def _name(folder: RunFolder) -> str:
     return f"the run {storage.name_of(folder.path)}"
 
 
-def _take(path: str, what: str, wait_s: float, then: str) -> BinaryIO | None:
+def _take(path: str, what: str, wait_s: float | None, then: str) -> BinaryIO | None:
     """The locked file; None where it cannot be locked."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    deadline, told = time.monotonic() + wait_s, False
-    with contextlib.ExitStack() as stack:
+    parent = Path(path).parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{parent}: cannot be made ({error.strerror}); choose a folder that you may write") from error
+    started, told, replaced = time.monotonic(), False, 0
+    while True:
+        # Opened anew each time: the file may have been removed, and NFS shows what it holds to those who open it.
+        with contextlib.ExitStack() as stack:
+            try:
+                file = stack.enter_context(_open(path))
+                if _lock(file):
+                    if _is_at(file, path) or replaced == _REPLACED:
+                        stack.pop_all()
+                        return file
+                    replaced += 1
+                    continue
+            except OSError as error:
+                if error.errno not in _CANNOT:
+                    raise
+                unsafe = "take care that nothing else uses"
+                _log.warning("%s: cannot be locked (%s); %s %s", path, error.strerror, unsafe, what)
+                return None
+            holder = _holder(file)
+        patience = wait_s if wait_s is not None else 0.0 if _is_here(holder) else WAIT_S
+        if time.monotonic() >= started + patience:
+            raise InUse(f"{path}: {what} is in use by {holder}; {then}", holder)
+        if not told:
+            _log.warning("%s is in use by %s: waiting at most %g s for it to end", what, holder, patience)
+            told = True
+        _sleep(_POLL_S)
+
+
+def _open(path: str) -> BinaryIO:
+    """The file, made where there is none. Another user's is opened for reading: enough to lock it on a local disk."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as refusal:
+        if refusal.errno not in _REFUSED:
+            raise
         try:
-            file = stack.enter_context(open(path, "ab+", buffering=0))
-            while True:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    holder = _holder(file)
-                    if time.monotonic() >= deadline:
-                        raise InUse(f"{path}: {what} is in use by {holder}; {then}", holder) from None
-                    if not told:
-                        _log.warning("%s is in use by %s: waiting at most %g s for it to end", what, holder, wait_s)
-                        told = True
-                    time.sleep(_POLL_S)
-        except OSError as error:
-            if error.errno not in _CANNOT:
-                raise
-            _log.warning("%s: cannot be locked (%s); take care that nothing else uses %s", path, error.strerror, what)
-            return None
-        stack.pop_all()
-        return file
+            return open(path, "rb", buffering=0)
+        except OSError:
+            raise refusal from None
+    return open(descriptor, "rb+", buffering=0)
+
+
+def _lock(file: BinaryIO) -> bool:
+    """Whether the lock was free, and now is this process's."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _BUSY:
+            return False
+        raise
+    return True
+
+
+def _is_at(file: BinaryIO, path: str) -> bool:
+    """Whether the path still leads to the open file: who locks one that was removed keeps nobody out."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ESTALE):
+            return False
+        raise
 
 
 def _sign(file: BinaryIO, of: str) -> None:
+    if not file.writable():
+        return
     name = f"process {os.getpid()} on {socket.gethostname()}" + (f" ({of})" if of else "")
     with contextlib.suppress(OSError):  # a full disk: the lock is held all the same
         file.truncate(0)
+        file.seek(0)
         file.write(name.encode())
+        os.fsync(file.fileno())  # NFS: only then do other machines see it
 
 
 def _holder(file: BinaryIO) -> str:
-    file.seek(0)
-    return file.read().decode(errors="replace").strip() or "another process"
+    try:
+        text = file.read().decode(errors="replace").strip()
+    except OSError:  # SMB lets nobody read what another has locked
+        text = ""
+    return text or "another process"
+
+
+def _is_here(holder: str) -> bool:
+    """Whether a holder named itself as a process of this machine."""
+    named = re.match(r"process \d+ on (\S+)", holder)
+    return named is not None and named[1] == socket.gethostname()

@@ -5,6 +5,7 @@ runs/NAME/data.json       fingerprints of the data and of the student's weights 
 runs/NAME/checkpoints/    see `slidr.training.checkpoint`
 runs/NAME/lock            held by the process that runs it (lock.writer: by the worker that writes); see `locks`
 runs/NAME/metrics.jsonl   one line a logged step, and the workers' warnings
+runs/NAME/mlflow_run_id   the MLflow run that has its parameters and metrics (metrics.jsonl.sent: how many of them)
 runs/NAME/student.pt      the final student in SLidR's published layout
 runs/NAME/method.png      one held-out keyframe through both networks (pretraining)
 runs/NAME/result.json     the final scores; its presence says that the run is finished
@@ -22,6 +23,7 @@ from typing import Any
 from slidr.config import (
     ClusterConfig,
     Config,
+    ConfigError,
     DemoConfig,
     EvaluationConfig,
     RunConfig,
@@ -128,6 +130,7 @@ def claim(config: Config) -> RunFolder:
     known = folder.file("config.yaml")
     unproven = not folder.checkpoints.steps() and folder.result() is None
     if not storage.exists(known) or unproven:  # a run that never got to a checkpoint has nothing to lose
+        _forget_other_values(config, folder)
         storage.write_bytes_atomic(known, dump(config).encode())
         return folder
     if not config.run.resume:
@@ -166,6 +169,20 @@ def of_the_workers(config: Config) -> str:
             "(loss.gather_negatives: true makes it that of the whole batch)"
         )
     return "batches and loss stay, but sums are rounded in another order"
+
+
+def _forget_other_values(config: Config, folder: RunFolder) -> None:
+    """Drops the MLflow run and the journal that a run with other values left: this one's are not to be added there."""
+    known = folder.file("config.yaml")
+    if not storage.exists(known):
+        return
+    try:
+        same = identity(parse(storage.read_bytes(known).decode(), known)) == identity(config)
+    except ConfigError:  # keys of another version
+        same = False
+    if not same:
+        for name in ("mlflow_run_id", "metrics.jsonl", "metrics.jsonl.sent"):
+            storage.delete(folder.file(name))
 
 
 def require_same_data(config: Config, folder: RunFolder) -> None:

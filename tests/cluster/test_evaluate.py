@@ -35,6 +35,8 @@ from slidr.metrics import ConfusionMatrix
 from slidr.models.minkunet import MinkUNet14
 from slidr.models.weights import WeightsError
 from slidr.sparse import SparseTensor
+from slidr.training.locks import launching
+from slidr.training.runs import RunError, folder_of
 from slidr.types import Frame
 
 
@@ -204,6 +206,10 @@ def test_a_submission_that_lost_a_file_is_written_again_and_a_whole_one_is_not(b
     assert len(files) == 3 + 1
     for lost in (next(path for path in files if path.suffix == ".bin"), folder / "val" / "submission.json"):
         lost.unlink()
+        run = folder_of(evaluation_config(config))
+        with launching(run), pytest.raises(RunError, match="in use"):
+            evaluate(config)
+        assert run.result() is not None  # of whoever is at it
         again = evaluate(config)
         assert again["evaluation"] == first["evaluation"]
         assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == files

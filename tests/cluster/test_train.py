@@ -6,7 +6,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from fault_jobs import Job
 from training_runs import losses, named, weights
 
 from slidr.cluster import session, train
@@ -29,10 +33,18 @@ from slidr.models.minkunet import MinkUNet14
 from slidr.models.weights import load_student
 from slidr.tracking import RunHandle, tracking_uri
 from slidr.training import locks
-from slidr.training.locks import held, launching
+from slidr.training.locks import InUse, held, launching
 from slidr.training.runs import RunError, RunFolder, folder_of
 
 pytestmark = pytest.mark.ray
+
+_WORKER = """
+import sys, time
+from slidr.training.locks import held
+with held(sys.argv[1], "it"):
+    print("writes", flush=True)
+    time.sleep(600)
+"""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -135,7 +147,7 @@ def test_resuming_a_finished_run_returns_its_scores(alone: tuple[Config, dict[st
     assert pretrain(named(config, "alone", resume=True), progress=False) == result
 
 
-def test_a_second_launch_on_a_live_run_is_refused_before_it_reads_or_writes_anything(
+def test_a_second_launch_on_a_live_run_is_refused_before_it_asks_for_a_cluster_or_writes_anything(
     base: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(session, "start", lambda *arguments: pytest.fail("it asks for a cluster"))
@@ -167,8 +179,34 @@ def test_a_resumed_run_waits_for_its_killed_drivers_worker_and_sees_what_that_st
         worker.__exit__(None, None, None)
 
     monkeypatch.setattr(locks, "WAIT_S", 120.0)
-    monkeypatch.setattr(locks.time, "sleep", ends)
+    monkeypatch.setattr(locks, "_sleep", ends)
     assert pretrain(config, progress=False) == {"steps": 10}
+
+
+def test_of_two_processes_that_launch_a_run_one_is_refused_and_the_other_awaits_the_worker_of_a_dead_driver(
+    base: Config,
+) -> None:
+    config = named(replace(base, optim=replace(base.optim, max_steps=2)), "contended", resume=True)
+    folder = folder_of(config)
+    worker = subprocess.Popen([sys.executable, "-c", _WORKER, folder.file("lock.writer")], stdout=subprocess.PIPE)
+    try:
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == b"writes\n"
+        worker.send_signal(signal.SIGSTOP)  # it hangs, and holds its lock all the same
+        host = socket.gethostname()
+        waits = f"the run contended is in use by process {worker.pid} on {host}: waiting at most 120 s"
+        with Job("pretrain", config) as job:
+            job.until("it waits for the worker", lambda: waits in job.output)
+            with pytest.raises(InUse, match=rf"contended is in use by process {job.process.pid} on {host}; let it end"):
+                pretrain(config, progress=False)
+            assert sorted(os.listdir(folder.path)) == ["lock", "lock.writer"]
+            worker.kill()
+            assert job.wait(60) == 0, job.output
+    finally:
+        worker.kill()
+        worker.communicate()
+    assert folder.result() == {**pretrain(config, progress=False), "steps": 2}
+    assert len(losses(config)) == 2
 
 
 def test_the_worker_that_writes_holds_the_run_and_lets_go_of_it(on_ray: dict[int, Config]) -> None:
@@ -193,6 +231,8 @@ def test_two_workers_agree_with_one_over_the_first_ten_steps(on_ray: dict[int, C
 
 
 def test_a_damaged_superpixel_map_is_named_to_the_user(base: Config, tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
     folder = Path(superpixel_folder(base.superpixels))
     copy = replace(base.superpixels, folder=str(tmp_path))
     shutil.copytree(folder, superpixel_folder(copy))
@@ -201,9 +241,11 @@ def test_a_damaged_superpixel_map_is_named_to_the_user(base: Config, tmp_path: P
     config = named(replace(base, superpixels=copy), "damaged", workers=1)
     with pytest.raises(TrainingFailed, match=rf"{tmp_path}.*\.png"):
         pretrain(config, progress=False)
-    # Nothing was trained: the name is free again, mended or with other values.
+    # Nothing was trained: the name is free again, mended or with other values, which another MLflow run has.
     other = replace(named(base, "damaged"), optim=replace(base.optim, max_steps=1))
     assert pretrain(other, progress=False)["steps"] == 1
+    run = MlflowClient(tracking_uri=tracking_uri(other)).get_run(str(folder_of(other).note("mlflow_run_id")))
+    assert run.data.params["optim.max_steps"] == "1"
 
 
 def test_a_split_without_frames_is_refused_before_anything_starts(base: Config) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import io
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,23 +19,23 @@ import pytest
 
 from slidr.training import locks
 from slidr.training.locks import InUse, await_writer, held, launching, writing
-from slidr.training.runs import RunFolder
+from slidr.training.runs import RunError, RunFolder
 
 _HOLD = """
 import fcntl, os, sys, time
 with open(sys.argv[1], "w") as file:
     fcntl.flock(file, fcntl.LOCK_EX)
-    print(f"process {os.getpid()} on elsewhere ({sys.argv[2]})", file=file, flush=True)
+    print(sys.argv[2].format(os.getpid()), file=file, flush=True)
     print("held", flush=True)
     time.sleep(600)
 """
 
 
 @contextmanager
-def other_process(path: str, of: str = "launch-1") -> Iterator[subprocess.Popen[str]]:
-    """Another process, which holds the lock until it is killed."""
+def other_process(path: str, name: str = "process {} on elsewhere (launch-1)") -> Iterator[subprocess.Popen[str]]:
+    """Another process, which holds the lock until it is killed, and says in the file that it is `name`."""
     Path(path).parent.mkdir(exist_ok=True)
-    process = subprocess.Popen([sys.executable, "-c", _HOLD, path, of], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", _HOLD, path, name], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
         assert process.stdout.readline() == "held\n"
@@ -57,15 +58,32 @@ def folder(tmp_path: Path) -> RunFolder:
 def test_a_second_launch_is_refused_at_once_with_what_where_who_and_what_to_do(
     folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("it waits"))
+    monkeypatch.setattr(locks, "_sleep", lambda seconds: pytest.fail("it waits"))
     path = folder.file("lock")
-    with other_process(path) as other:
-        who = rf"the run mine is in use by process {other.pid} on elsewhere \(launch-1\)"
+    with other_process(path, f"process {{}} on {socket.gethostname()}") as other:
+        who = rf"the run mine is in use by process {other.pid} on {socket.gethostname()}"
         with (
             pytest.raises(InUse, match=rf"{path}: {who}; .*--run\.resume, or choose another --run\.name"),
             launching(folder),
         ):
             pass
+
+
+@pytest.mark.parametrize("name", ["process {} on elsewhere", "process {} on " + socket.gethostname() + "-2", ""])
+def test_a_launch_waits_for_a_holder_that_may_be_another_machines_since_that_may_be_gone(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    path = folder.file("lock")
+    with other_process(path, name) as other:
+        monkeypatch.setattr(locks, "_sleep", lambda seconds: kill(other))
+        with launching(folder):
+            pass
+    holder = name.format(other.pid) or "another process"
+    assert caplog.messages == [f"the run mine is in use by {holder}: waiting at most 120 s for it to end"]
+    monkeypatch.undo()
+    monkeypatch.setattr(locks, "WAIT_S", 0.1)
+    with other_process(path, name), pytest.raises(InUse, match="choose another"), launching(folder):
+        pass
 
 
 def test_a_lock_ends_with_its_block_and_with_a_killed_process(folder: RunFolder) -> None:
@@ -102,7 +120,7 @@ def test_a_killed_drivers_worker_is_waited_for_and_told_of_once(
             kill(other)
 
     with other_process(folder.file("lock.writer")) as other:
-        monkeypatch.setattr(time, "sleep", nap)
+        monkeypatch.setattr(locks, "_sleep", nap)
         await_writer(folder)
     assert naps == 3
     (line,) = caplog.messages
@@ -154,12 +172,123 @@ def test_where_the_file_system_has_no_locks_the_block_runs_and_a_warning_says_so
 
         monkeypatch.setattr(fcntl, "flock", flock)
 
-    refuse(errno.ENOLCK)
-    ran = False
-    with caplog.at_level(logging.WARNING), launching(folder):
-        ran = True
-    assert ran
-    assert "cannot be locked (No locks available); take care that nothing else uses the run mine" in caplog.text
+    for number in (errno.ENOLCK, errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+        refuse(number)
+        ran = False
+        caplog.clear()
+        with caplog.at_level(logging.WARNING), launching(folder):
+            ran = True
+        assert ran
+        why = os.strerror(number)
+        assert f"cannot be locked ({why}); take care that nothing else uses the run mine" in caplog.text
     refuse(errno.EIO)
     with pytest.raises(OSError, match="Input/output error"), held(folder.file("lock"), "it"):
+        pass
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EAGAIN])
+def test_a_lock_that_another_client_of_smb_holds_is_in_use(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """There flock may say EACCES, and so does reading the holder's name."""
+
+    class Unreadable(io.FileIO):
+        def read(self, *arguments: object) -> bytes:
+            raise OSError(errno.EACCES, "Permission denied")
+
+    def flock(*arguments: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setattr("builtins.open", lambda file, mode="rb", **options: Unreadable(file, mode))
+    with (
+        pytest.raises(InUse, match="the run mine is in use by another process"),
+        held(folder.file("lock"), "the run mine", 0),
+    ):
+        pass
+
+
+def test_a_lock_file_of_another_user_is_held_too_though_it_may_not_be_written(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with other_process(folder.file("lock")) as other:
+        theirs = Path(folder.file("lock")).read_text()
+        real = os.open
+
+        def refusing(path: str, flags: int, mode: int = 0o777) -> int:
+            if flags & os.O_RDWR:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            return real(path, flags, mode)
+
+        monkeypatch.setattr(os, "open", refusing)
+        with pytest.raises(InUse, match=f"process {other.pid} "), held(folder.file("lock"), "it", 0):
+            pass
+        kill(other)
+        with launching(folder):
+            assert Path(folder.file("lock")).read_text() == theirs
+            with pytest.raises(InUse), held(folder.file("lock"), "it", 0):
+                pass
+    assert not caplog.messages
+
+
+def test_everybody_may_lock_a_file_where_the_umask_allows_it(folder: RunFolder) -> None:
+    before = os.umask(0o002)
+    try:
+        with launching(folder):
+            assert Path(folder.file("lock")).stat().st_mode & 0o777 == 0o664
+    finally:
+        os.umask(before)
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    reason = rf"{tmp_path}/file/runs: cannot be made \(Not a directory\)"
+    with pytest.raises(RunError, match=reason), held(str(tmp_path / "file" / "runs" / "lock"), "it"):
+        pass
+
+
+def test_a_holders_name_is_on_the_servers_disk_before_its_block_runs(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.pread(descriptor, 99, 0).decode()))
+    with launching(folder):
+        assert synced == [f"process {os.getpid()} on {socket.gethostname()}"]
+
+
+def test_a_lock_file_that_is_removed_as_it_is_locked_is_not_taken_for_the_lock(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, removed = fcntl.flock, 0
+
+    def flock(file: io.FileIO, operation: int) -> None:
+        nonlocal removed
+        if removed < 3:
+            os.remove(folder.file("lock"))
+            removed += 1
+        real(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with launching(folder), pytest.raises(InUse), held(folder.file("lock"), "it", 0):
+        pass
+    assert removed == 3
+
+
+def test_who_waits_takes_the_new_file_where_the_old_one_is_removed(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = folder.file("lock.writer")
+    with other_process(path):
+        monkeypatch.setattr(locks, "_sleep", lambda seconds: os.remove(path))
+        with writing(folder, "launch-2"):
+            assert Path(path).read_text().startswith(f"process {os.getpid()} on ")
+            with pytest.raises(InUse, match=f"process {os.getpid()} on "), held(path, "it", 0):
+                pass
+
+
+def test_where_files_have_no_lasting_numbers_a_lock_is_taken_all_the_same(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os.path, "samestat", lambda one, other: False)
+    with launching(folder):
         pass
