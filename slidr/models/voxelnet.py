@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from slidr.sparse.coordinates import CoordinateError, Triple
 from slidr.sparse.functional import sparse_conv
+from slidr.sparse.norm import norm_relu
 from slidr.sparse.tensor import SparseTensor, sort_rows
 
 GRID: Triple = (40, 1024, 1024)  # z, y, x
@@ -109,12 +110,17 @@ class VoxelNet(nn.Module):
         _check_in_grid(indices, batch_size)
         x, shape = sort_rows(SparseTensor(features, indices)).tensor, GRID
         blocks = [self.conv_input, *self.conv1, *self.conv2, *self.conv3, *self.conv4, self.conv_out]
-        for convolution, norm, activation in blocks:
+        for convolution, norm, _ in blocks:
             x, shape = convolution(x, shape)
-            if len(x.features) > 0:
-                x = x.replace(activation(norm(x.features)))
+            x = x.replace(_norm_relu(x.features, norm))
         x, shape = self.final(x, shape)
         return to_bev(x.replace(nn.functional.normalize(x.features, dim=1)), shape, batch_size)
+
+
+def _norm_relu(features: Float[Tensor, "V C"], norm: nn.Module) -> Float[Tensor, "V C"]:
+    if type(norm) is not nn.BatchNorm1d:  # a norm over all workers must be entered even by one whose cloud is empty
+        return torch.relu(norm(features))
+    return norm_relu(features, norm, None, True) if len(features) > 0 else features
 
 
 def to_bev(x: SparseTensor, shape: Triple, batch_size: int) -> Float[Tensor, "B CZ Y X"]:

@@ -144,7 +144,7 @@ def engine(config: Config) -> Finding:
     if config.student.engine == "minkowski" and not there:
         return Finding(
             "engine", "error", "student.engine: minkowski, but MinkowskiEngine is not installed",
-            "tools/build_minkowski.sh, or --student.engine torch",
+            "tools/build_minkowski.sh .venv/bin/python, or --student.engine torch",
         )  # fmt: skip
     if config.student.engine == "torch" and not config.cluster.use_gpu:
         obstacle = cpu_kernels.obstacle()

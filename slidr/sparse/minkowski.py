@@ -43,7 +43,7 @@ def _load() -> ModuleType:
     except ImportError as error:
         raise ImportError(
             f"engine='minkowski': MinkowskiEngine cannot be imported ({error}); run "
-            "`tools/build_minkowski.sh` to build and install version 0.5.4, or use engine='torch'"
+            "`tools/build_minkowski.sh .venv/bin/python` to build and install version 0.5.4, or use engine='torch'"
         ) from error
     return MinkowskiEngine
 

@@ -1,7 +1,8 @@
-"""MinkUNet against values that the original implementation computed on a real keyframe."""
+"""MinkUNet on both engines against values that the original implementation computed on a real keyframe."""
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,12 @@ from named_weights import load_named_weights, named_normal
 
 from slidr.models.minkunet import MinkUNet14, MinkUNet18, MinkUNet34C
 from slidr.sparse import SparseTensor
+
+needs_minkowski = pytest.mark.skipif(
+    importlib.util.find_spec("MinkowskiEngine") is None,
+    reason="MinkowskiEngine is not installed; `tools/build_minkowski.sh .venv/bin/python` builds it",
+)
+ENGINES = ["torch", pytest.param("minkowski", marks=needs_minkowski)]
 
 
 def relative(got: torch.Tensor, expected: Any) -> float:
@@ -29,11 +36,16 @@ def batched(coords: np.ndarray, clouds: int = 1) -> torch.Tensor:
     return torch.from_numpy(np.concatenate(parts).astype(np.int32))
 
 
+@pytest.fixture(scope="module", params=ENGINES)
+def engine(request: Any) -> Any:
+    return request.param
+
+
 @pytest.fixture(scope="module", params=[64, 17])
-def step(request: Any, keyframe: Any, manifest: Any) -> dict[str, Any]:
+def step(request: Any, engine: Any, keyframe: Any, manifest: Any) -> dict[str, Any]:
     """Eval output, train output, and gradients of the golden loss, each computed once."""
     width = request.param
-    model = load_named_weights(MinkUNet34C(1, width, normalize=width == 64))
+    model = load_named_weights(MinkUNet34C(1, width, normalize=width == 64, engine=engine))
     coords = batched(keyframe["coords"])
     x = torch.from_numpy(named_normal("features", (len(coords), 1)))
     model.eval()
@@ -73,8 +85,8 @@ def test_running_means_after_one_step_match_the_original(step: dict[str, Any]) -
     assert {k: float(state[k].abs().sum()) for k in expected} == pytest.approx(expected, rel=1e-4)
 
 
-def test_two_clouds_in_a_batch_do_not_mix(keyframe: Any, golden: Path) -> None:
-    model = load_named_weights(MinkUNet34C(1, 17, normalize=False)).eval()
+def test_two_clouds_in_a_batch_do_not_mix(engine: Any, keyframe: Any, golden: Path) -> None:
+    model = load_named_weights(MinkUNet34C(1, 17, normalize=False, engine=engine)).eval()
     f = torch.from_numpy(named_normal("features", (len(keyframe["coords"]), 1)))
     with torch.no_grad():
         out = model(SparseTensor(torch.cat([f, 2 * f]), batched(keyframe["coords"], 2))).features

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from named_weights import load_named_weights, named_normal
 
 from slidr.models.voxelnet import GRID, SpatialConvolution, VoxelNet, bev_features
 from slidr.sparse import CoordinateError, SparseTensor
+from slidr.training.workers import synchronise_batch_norm
 
 RANGE = (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0)
 
@@ -107,6 +111,55 @@ def test_no_voxels_give_an_empty_map_that_can_be_trained_on() -> None:
     bev = VoxelNet()(torch.zeros(0, 4), torch.zeros(0, 4, dtype=torch.int32), 2)
     assert bev.shape == (2, 64, 128, 128)
     assert not bev.any()
+
+
+def test_one_voxel_takes_the_running_statistics_and_leaves_them() -> None:
+    torch.manual_seed(0)
+    model = VoxelNet()
+    for norm in model.modules():
+        if isinstance(norm, torch.nn.BatchNorm1d):
+            torch.nn.init.uniform_(norm.bias, 0, 1)
+    before = {name: tensor.clone() for name, tensor in model.named_buffers()}
+    # Every layer has one output where y and x are multiples of 8 and z an odd one of 4.
+    features, indices = torch.ones(1, 4), torch.tensor([[0, 20, 504, 504]], dtype=torch.int32)
+    trained = model.train()(features, indices, 1)
+    (trained * torch.linspace(0, 1, 64).view(64, 1, 1)).sum().backward()
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.named_buffers())
+    with torch.no_grad():
+        assert torch.equal(model.eval()(features, indices, 1), trained)
+    assert trained.any()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def _empty_on_worker_1(rank: int, folder: str) -> None:
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    dist.init_process_group("gloo", f"file://{folder}/rendezvous", timedelta(seconds=60), rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    model = synchronise_batch_norm(load_named_weights(VoxelNet()), torch.device("cpu")).train()
+    features, indices = small_cloud() if rank == 0 else (torch.zeros(0, 4), torch.zeros(0, 4, dtype=torch.int32))
+    bev = model(features, indices, 1)
+    (bev * torch.linspace(-1, 1, 128)).sum().backward()
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    torch.save({"bev": bev.detach(), "grad": gradients, "state": model.state_dict()}, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.timeout(120)
+def test_a_worker_whose_cloud_is_empty_takes_part_in_the_norms_of_all(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_empty_on_worker_1, args=(str(tmp_path),), nprocs=2)
+    full, empty = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    alone = load_named_weights(VoxelNet()).train()
+    bev = alone(*small_cloud(), 1)
+    (bev * torch.linspace(-1, 1, 128)).sum().backward()
+    torch.testing.assert_close(full["bev"], bev.detach())
+    assert not empty["bev"].any()
+    for name, p in alone.named_parameters():
+        assert p.grad is not None
+        assert float((full["grad"][name] - p.grad).norm() / p.grad.norm()) < 1e-3, name
+        assert empty["grad"][name] is None or not empty["grad"][name].any(), name
+    for name, value in alone.state_dict().items():
+        torch.testing.assert_close(full["state"][name], value, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(empty["state"][name], value, rtol=1e-4, atol=1e-5)
 
 
 def test_voxels_outside_the_grid_are_refused() -> None:

@@ -61,7 +61,7 @@ def test_an_engine_that_is_not_installed_is_an_error(prepared: Config, monkeypat
     assert checks.engine(prepared).status == "ok"
     config = replace(prepared, student=replace(prepared.student, engine="minkowski"))
     finding = checks.engine(config)
-    assert (finding.status, "build_minkowski" in finding.next) == ("error", True)
+    assert (finding.status, "build_minkowski.sh .venv/bin/python" in finding.next) == ("error", True)
 
 
 def test_an_engine_that_could_be_faster_is_a_warning_with_what_would_help_on_this_machine(
