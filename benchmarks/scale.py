@@ -9,8 +9,8 @@ table     a made-up table (34,149 keyframes of 850 scenes, 204,894 images; 28,13
           in a fresh process each; then the list of all images, which the superpixel job starts from.
 overhead  the superpixel job over images whose superpixels take no time: everything else is done, from listing over
           Ray's scheduling to a whole label map written under its final name, with fsync.
-cores     the superpixel job with real SLIC on made-up images, with one CPU and with two; and the same by plain
-          processes, which tells what the machine's second core is worth.
+cores     the superpixel job with real SLIC on made-up images of nuScenes' size, with one CPU and with two; the same by
+          plain processes, and a loop that touches no memory: these tell what the machine's second core is worth.
 """
 
 from __future__ import annotations
@@ -224,16 +224,32 @@ def bare_seconds(images: list[ImageRef], folder: Path, processes: int) -> float:
         return time.monotonic() - start
 
 
+def loop_seconds(turns: int) -> float:
+    """Arithmetic on a handful of small numbers: neither caches nor memory to share with another core."""
+    start, total = time.monotonic(), 0
+    for i in range(turns):
+        total += i & 7
+    return time.monotonic() - start
+
+
+def loops_seconds(processes: int) -> float:
+    """So many such loops at once, each in a process of its own: the slowest one's time."""
+    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(loop_seconds, [1000] * 4 * processes))  # imports
+        return max(pool.map(loop_seconds, [60_000_000] * processes))
+
+
 def measure_cores(folder: Path, count: int, rounds: int) -> dict[str, Any]:
     """The same images with one CPU and with two, by the job and by plain processes.
 
     In turn, round after round, as a shared machine's speed changes by more than what is asked here: medians count.
+    `efficiency_of_all` is that of the sums over all rounds.
     """
     from slidr.cluster import session
     from slidr.cluster.superpixels import compute_images
 
     rng = np.random.default_rng(0)
-    images = [ImageRef(f"{i:032x}", f"{i}.png", 800, 450) for i in range(count)]
+    images = [ImageRef(f"{i:032x}", f"{i}.png", 1600, 900) for i in range(count)]
     for image in images:
         small = rng.integers(0, 256, (18, 32, 3), np.uint8)
         Image.fromarray(small).resize((image.width, image.height)).save(folder / image.path)
@@ -248,7 +264,9 @@ def measure_cores(folder: Path, count: int, rounds: int) -> dict[str, Any]:
         return report.seconds
 
     job_seconds("warm", 2, 16)
-    seconds: dict[str, list[float]] = {name: [] for name in ("one_cpu", "two_cpus", "one_process", "two_processes")}
+    seconds: dict[str, list[float]] = {
+        name: [] for name in ("one_cpu", "two_cpus", "one_process", "two_processes", "one_loop", "two_loops")
+    }
     driver = 0.0
     for turn in range(rounds):
         seconds["one_cpu"].append(job_seconds(f"one-{turn}", 1, count))
@@ -257,15 +275,21 @@ def measure_cores(folder: Path, count: int, rounds: int) -> dict[str, Any]:
         driver += time.process_time()
         seconds["one_process"].append(bare_seconds(images, folder, 1))
         seconds["two_processes"].append(bare_seconds(images, folder, 2))
-        print(f"round {turn + 1} of {rounds}:", {name: round(found[-1], 1) for name, found in seconds.items()})
+        seconds["one_loop"].append(loops_seconds(1))
+        seconds["two_loops"].append(loops_seconds(2))
+        last = {name: round(found[-1], 2) for name, found in seconds.items()}
+        print(f"round {turn + 1} of {rounds}:", last, flush=True)
     session.stop()
     median = {name: statistics.median(found) for name, found in seconds.items()}
+    total = {name: sum(found) for name, found in seconds.items()}
     return {
         "images": count,
         "rounds": rounds,
         **{f"{name}_s": [round(value, 2) for value in found] for name, found in seconds.items()},
         "efficiency": round(median["one_cpu"] / (2 * median["two_cpus"]), 3),
+        "efficiency_of_all": round(total["one_cpu"] / (2 * total["two_cpus"]), 3),
         "efficiency_of_processes": round(median["one_process"] / (2 * median["two_processes"]), 3),
+        "efficiency_of_loops": round(median["one_loop"] / median["two_loops"], 3),
         "driver_cpu_s_of_two": round(driver / rounds, 2),
         "load_average_before": round(load, 2),
     }
@@ -275,7 +299,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--images", type=int, default=200_000, help="of the overhead part")
-    parser.add_argument("--slic-images", type=int, default=480, help="of the cores part")
+    parser.add_argument("--slic-images", type=int, default=160, help="of the cores part")
     parser.add_argument("--rounds", type=int, default=3, help="of the cores part")
     parser.add_argument("--scratch", help="folder for temporary files; /dev/shm leaves the disk's fsync out")
     parser.add_argument("--out", type=Path, default=Path("results/scale.json"))
