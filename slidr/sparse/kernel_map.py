@@ -154,14 +154,15 @@ def window_map(
     out_shape: Triple = tuple(  # type: ignore[assignment]
         (s + 2 * p - k) // f + 1 for s, p, k, f in zip(shape, padding, kernel, factor, strict=True)
     )
-    step, limit = index.new_tensor(factor), index.new_tensor(out_shape)
-    inputs, outputs, counts = [], [], []
-    for k in itertools.product(*(range(size) for size in reversed(kernel))):
-        shifted = index[:, 1:] + index.new_tensor(padding) - index.new_tensor(k[::-1])
+    outputs, met = [], []  # per axis: where each kernel step (row) takes each input (column), and whether it is one
+    for axis, (size, step, before, end) in enumerate(zip(kernel, factor, padding, out_shape, strict=True)):
+        shifted = index[:, 1 + axis] + before - torch.arange(size, device=index.device)[:, None]
         o = torch.div(shifted, step, rounding_mode="floor")
-        rows = torch.nonzero(((o * step == shifted) & (o >= 0) & (o < limit)).all(dim=1)).squeeze(1)
-        inputs.append(rows)
-        outputs.append(pack(torch.cat([index[rows, :1], o[rows]], dim=1)))
-        counts.append(len(rows))
-    keys, output_rows = torch.unique(torch.cat(outputs), return_inverse=True)
-    return keys, KernelMap(torch.cat(inputs), output_rows, tuple(counts), len(index), len(keys)), out_shape
+        outputs.append(o)
+        met.append((o * step == shifted) & (o >= 0) & (o < end))
+    pairs = met[2][:, None, None] & met[1][:, None] & met[0]
+    z, y, x, rows = torch.nonzero(pairs, as_tuple=True)
+    reached = torch.stack([index[rows, 0], outputs[0][x, rows], outputs[1][y, rows], outputs[2][z, rows]], dim=1)
+    keys, output_rows = torch.unique(pack(reached), return_inverse=True)
+    counts = tuple(pairs.flatten(0, 2).sum(dim=1).tolist())
+    return keys, KernelMap(rows, output_rows, counts, len(index), len(keys)), out_shape
