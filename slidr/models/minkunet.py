@@ -12,6 +12,7 @@ from typing import Any, Literal
 from torch import nn
 
 import slidr.sparse.modules
+from slidr.config import MINKUNET_STRIDE
 from slidr.sparse.tensor import SparseTensor, sort_rows
 
 Engine = Literal["torch", "minkowski"]
@@ -75,6 +76,10 @@ class MinkUNet(nn.Module):
         azimuth_cells: int | None = None,
     ) -> None:
         super().__init__()
+        if azimuth_cells is not None and (azimuth_cells < 1 or azimuth_cells % MINKUNET_STRIDE):
+            raise ValueError(
+                f"MinkUNet: got azimuth_cells {azimuth_cells}, expected a multiple of its stride, {MINKUNET_STRIDE}"
+            )
         layers = layers_of(engine)
         self.engine, self.normalize = engine, normalize
         self.azimuth_cells = azimuth_cells

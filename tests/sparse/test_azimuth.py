@@ -106,8 +106,12 @@ def test_cells_that_coincide_on_the_circle_are_refused_with_their_count() -> Non
 
 
 def test_a_circle_that_the_stride_does_not_divide_is_refused() -> None:
+    for cells in (360, 0, -16):
+        with pytest.raises(ValueError, match=f"azimuth_cells {cells}, expected a multiple of its stride, 16"):
+            MinkUNet14(1, 4, width=0.25, azimuth_cells=cells)
+    manager = CoordinateManager(ring(), 360)
     with pytest.raises(CoordinateError, match="360 azimuth cells do not divide by stride 16"):
-        MinkUNet14(1, 4, width=0.25, azimuth_cells=360)(SparseTensor(torch.ones(300, 1)[: len(ring())], ring()))
+        manager.downsample((1, 1, 1), (16, 16, 16))
 
 
 def test_window_convolutions_have_no_azimuth() -> None:

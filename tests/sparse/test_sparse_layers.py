@@ -383,3 +383,20 @@ def test_dense_modules_run_on_features() -> None:
 def test_unsupported_kernel_and_stride_are_refused() -> None:
     with pytest.raises(ValueError, match="expected an odd kernel"):
         Convolution(3, 4, kernel_size=3, stride=2)
+
+
+@pytest.mark.parametrize(
+    "layer", [Convolution(4, 6), Convolution(4, 6, 1), Convolution(4, 6, 2, stride=2), TransposedConvolution(4, 6)]
+)
+def test_features_that_do_not_fit_a_kernel_are_refused_with_both_numbers(layer: nn.Module) -> None:
+    cells = torch.tensor([[0, 0, 0, 0], [0, 1, 0, 0]], dtype=torch.int32)
+    with pytest.raises(ValueError, match=rf"{type(layer).__name__}: got features of 5 channels, expected 4"):
+        layer(SparseTensor(torch.ones(2, 5), cells))
+    with pytest.raises(ValueError, match=r"got torch\.float64 features, expected torch\.float32"):
+        layer(SparseTensor(torch.ones(2, 4, dtype=torch.float64), cells))
+    with torch.autocast("cpu", torch.bfloat16):  # which converts both
+        finer = SparseTensor(torch.ones(2, 4, dtype=torch.float64), cells)
+        if isinstance(layer, TransposedConvolution):
+            finer = SparseTensor.on(finer.manager, (2, 2, 2), finer.features[:1])
+            finer.manager.downsample((1, 1, 1), (2, 2, 2))
+        layer(finer.replace(finer.features.float()))
