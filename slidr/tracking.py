@@ -152,16 +152,20 @@ class Journal:
             self._uploaded, self._last_upload = len(self._lines), time.monotonic()
 
     @contextlib.contextmanager
-    def warnings(self) -> Iterator[None]:
-        """Within the block, this project's log warnings of this process are lines of the journal too.
+    def messages(self) -> Iterator[None]:
+        """Within the block, what this project logs in this process, from INFO on, are lines of the journal too.
 
         A worker's own output stays on its node; whoever follows the journal shows them (`slidr.cluster.progress`).
         """
         handler, logger = _JournalHandler(self), logging.getLogger("slidr")
+        level = logger.level
         logger.addHandler(handler)
+        if not logger.isEnabledFor(logging.INFO):
+            logger.setLevel(logging.INFO)
         try:
             yield
         finally:
+            logger.setLevel(level)
             logger.removeHandler(handler)
             self.flush()
 
@@ -260,15 +264,16 @@ def read_journal(path: str | Path) -> dict[int, dict[str, float]]:
 
 
 class _JournalHandler(logging.Handler):
-    """Writes warnings as lines of a journal."""
+    """Writes log records as lines of a journal, by their weight as "note" or "warning"."""
 
     def __init__(self, journal: Journal) -> None:
-        super().__init__(logging.WARNING)
+        super().__init__(logging.INFO)
         self._journal = journal
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            self._journal._append({"time_ms": int(record.created * 1000), "warning": record.getMessage()})
+            kind = "warning" if record.levelno >= logging.WARNING else "note"
+            self._journal._append({"time_ms": int(record.created * 1000), kind: record.getMessage()})
             self._journal.flush()
         except Exception:
             self.handleError(record)
@@ -280,7 +285,7 @@ def _read(path: str) -> bytes:
 
 
 def _entry(line: bytes) -> dict[str, Any] | None:
-    """A journal line of metrics; None for a warning's, or one that a kill cut short."""
+    """A journal line of metrics; None for a message's, or one that a kill cut short."""
     try:
         entry = json.loads(line)
     except ValueError:

@@ -143,7 +143,7 @@ def test_a_line_cut_short_by_a_kill_costs_only_itself(tmp_path: Path) -> None:
 def test_warnings_within_a_block_are_lines_that_are_no_metrics(tmp_path: Path) -> None:
     path = tmp_path / "m.jsonl"
     journal = Journal(path)
-    with journal.warnings():
+    with journal.messages():
         journal.log(1, {"loss": 2.0})
         logging.getLogger("slidr.training.checkpoint").warning("%s is damaged", "step-1.pt")
         logging.getLogger("elsewhere").warning("not ours")

@@ -1,6 +1,6 @@
 """What the terminal shows of training that happens in other processes: it follows the run's journal.
 
-A progress bar, and the workers' warnings.
+A progress bar, and what the workers have to say.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _PLAIN_SECONDS = 15.0  # between lines where there is no terminal to draw on
 
 @contextlib.contextmanager
 def follow(journal: str | Path, steps: int, enabled: bool = True) -> Iterator[None]:
-    """Shows how far the run that writes `journal` is, until the block ends; not `enabled`, only its warnings."""
+    """Shows how far the run that writes `journal` is, until the block ends; not `enabled`, only its messages."""
     stop = threading.Event()
     thread = threading.Thread(target=_show, args=(os.fspath(journal), steps, stop, enabled), daemon=True)
     thread.start()
@@ -55,8 +55,11 @@ def _show(journal: str, steps: int, stop: threading.Event, enabled: bool) -> Non
             ended = stop.wait(pause)
             fresh = reader.read()
             since_line += pause
-            for text in reader.take_warnings():
-                _log.warning("%s", text)
+            for kind, text in reader.take_messages():
+                if kind == "warning":
+                    _log.warning("%s", text)
+                elif enabled:
+                    console.print(text, highlight=False, markup=False)
             if fresh and enabled:
                 bar.update(task, completed=reader.step, description=reader.text())
                 line = f"training {reader.step}/{steps} {reader.text()}"
@@ -78,7 +81,7 @@ class _Tail:
         self.position = len(storage.read_bytes(path)) if storage.exists(path) else 0
         self.step = 0
         self.values: dict[str, float] = {}
-        self._warnings: list[str] = []
+        self._messages: list[tuple[str, str]] = []
 
     def read(self) -> bool:
         """Takes in whole new lines; true when there were metrics among them."""
@@ -91,16 +94,16 @@ class _Tail:
                 entry = json.loads(line)
             except ValueError:  # cut short by a kill
                 continue
-            if "warning" in entry:
-                self._warnings.append(entry["warning"])
-                continue
-            found, self.step = True, entry["step"]
-            self.values.update(entry["metrics"])
+            if "metrics" in entry:
+                found, self.step = True, entry["step"]
+                self.values.update(entry["metrics"])
+            else:
+                self._messages += [(kind, entry[kind]) for kind in ("warning", "note") if kind in entry]
         return found
 
-    def take_warnings(self) -> list[str]:
-        """The warnings read since the last call."""
-        taken, self._warnings = self._warnings, []
+    def take_messages(self) -> list[tuple[str, str]]:
+        """What was read since the last call: ("warning" or "note", text)."""
+        taken, self._messages = self._messages, []
         return taken
 
     def _fresh(self) -> bytes:

@@ -286,7 +286,7 @@ def _ray_worker(payload: dict[str, Any]) -> None:
     journal = tracking.Journal(folder.file("metrics.jsonl"), payload["run"])
     with contextlib.ExitStack() as stack:
         if workers.rank() == 0:
-            stack.enter_context(journal.warnings())
+            stack.enter_context(journal.messages())
             # Where this launch lost a worker, or another's driver was killed, that worker may still be ending.
             stack.enter_context(writing(folder, context.get_experiment_name()))
         _work(config, payload["stage"], journal, loader, device)

@@ -239,7 +239,7 @@ class _Run:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.step, self.metrics, self.best = state["step"], state["metrics"], state["best"]
-        _log.info("%s: continuing from step %d", self.checkpoints.path, self.step)
+        _log.info("%s: going on from step %d", self.checkpoints.path, self.step)
 
     def _unsynchronised(self, apply: bool) -> contextlib.AbstractContextManager[Any]:
         if apply and isinstance(self.model, DistributedDataParallel):

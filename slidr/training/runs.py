@@ -4,7 +4,7 @@ runs/NAME/config.yaml     what it was started with
 runs/NAME/data.json       fingerprints of the data and of the student's weights it was started on
 runs/NAME/checkpoints/    see `slidr.training.checkpoint`
 runs/NAME/lock            held by the process that runs it (lock.writer: by the worker that writes); see `locks`
-runs/NAME/metrics.jsonl   one line a logged step, and the workers' warnings
+runs/NAME/metrics.jsonl   one line a logged step, and the workers' messages
 runs/NAME/mlflow_run_id   the MLflow run that has its parameters and metrics (metrics.jsonl.sent: how many of them)
 runs/NAME/student.pt      the final student in SLidR's published layout
 runs/NAME/method.png      one held-out keyframe through both networks (pretraining)

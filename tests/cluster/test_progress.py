@@ -13,7 +13,7 @@ from slidr.tracking import Journal
 
 
 @pytest.mark.parametrize("enabled", [True, False])
-def test_a_workers_warnings_reach_the_driver_once_with_and_without_a_bar(
+def test_what_a_worker_says_reaches_the_driver_once_with_and_without_a_bar(
     enabled: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "metrics.jsonl"
@@ -21,10 +21,14 @@ def test_a_workers_warnings_reach_the_driver_once_with_and_without_a_bar(
     journal._append({"time_ms": 0, "warning": "of an earlier launch"})
     with caplog.at_level(logging.WARNING), follow(path, 2, enabled):
         time.sleep(0.2)
+        with journal.messages():
+            logging.getLogger("slidr.training.loop").info("going on from step [1]")
         journal.log(1, {"loss": 3.25})
         journal._append({"time_ms": 0, "warning": "step-00000001.pt: damaged"})
     assert [record.getMessage() for record in caplog.records] == ["step-00000001.pt: damaged"]
-    assert ("loss 3.25" in capfd.readouterr().err) == enabled
+    shown = capfd.readouterr().err
+    assert ("loss 3.25" in shown) == enabled
+    assert shown.count("going on from step [1]") == enabled
 
 
 def test_metrics_in_an_object_store_are_followed_too(
