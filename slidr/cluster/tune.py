@@ -178,7 +178,7 @@ def _claim(config: Config, tags: dict[str, str]) -> None:
         _set_aside(folder.path)
         there = False
     if config.tune.fresh:
-        _set_results_aside(_results(config))
+        _set_results_aside(results_folder(config))
     if not there:
         storage.write_bytes_atomic(folder.file("config.yaml"), dump(config).encode())
         storage.write_bytes_atomic(folder.file("search.json"), json.dumps(values, indent=2).encode())
@@ -201,8 +201,8 @@ def _claim(config: Config, tags: dict[str, str]) -> None:
     )
 
 
-def _results(config: Config) -> RunFolder:
-    """Where the tables and plots go."""
+def results_folder(config: Config) -> RunFolder:
+    """Where the tables and plots of a search go."""
     path = config.tune.results or os.path.join("results", config.run.name)
     return RunFolder(path if storage.is_remote(path) else os.path.abspath(path))
 
@@ -305,7 +305,7 @@ def _pictures(config: Config, job: Job) -> list[str]:
 def _write_results(config: Config, ends: Ends) -> dict[str, Any]:
     """Writes every file of the results; returns the table and their paths."""
     tune = config.tune
-    folder = _results(config)
+    folder = results_folder(config)
     found, entries = rows(config, ends), table(config, ends)
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(found, schema=_SCHEMA), sink)

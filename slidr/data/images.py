@@ -8,7 +8,7 @@ import os
 
 import numpy as np
 from jaxtyping import Float32, UInt8, UInt16
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from slidr.data import storage
 from slidr.data.storage import DataError
@@ -33,7 +33,7 @@ def image_size(data: bytes, name: str) -> tuple[int, int]:
     try:
         return Image.open(io.BytesIO(data)).size
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{name}: is no image ({error}); copy the file again") from error
+        raise DataError(f"{name}: is no image ({_reason(error, data)}); copy the file again") from error
 
 
 def read_label_map(path: str | os.PathLike[str]) -> UInt16[np.ndarray, "H W"]:
@@ -92,5 +92,12 @@ def _opened(data: bytes, name: str, mend: str = "copy the file again") -> Image.
         image = Image.open(io.BytesIO(data))
         image.load()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{name}: is no whole image ({error}); {mend}") from error
+        raise DataError(f"{name}: is no whole image ({_reason(error, data)}); {mend}") from error
     return image
+
+
+def _reason(error: Exception, data: bytes) -> str:
+    """Why an image could not be opened. Pillow's words for an unknown format name a buffer, not the file."""
+    if not data:
+        return "the file is empty"
+    return f"{len(data)} bytes of no known format" if isinstance(error, UnidentifiedImageError) else str(error)

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 from rich.console import Console
 
 from slidr.config import Config
-from slidr.preflight.checks import Finding, Stage, Status, cheap, thorough
+from slidr.preflight.checks import cheap, thorough
+from slidr.preflight.findings import Finding, Stage, Status
 
 _COLOURS: dict[Status, str] = {"ok": "green", "warning": "yellow", "error": "red"}
 

@@ -196,7 +196,9 @@ def _key(cost: UnitCost) -> tuple[str, str]:
 
 
 def _number(value: float | None) -> str:
-    return "not measured" if value is None else f"{value:.3g}"
+    if value is None:
+        return "not measured"
+    return "< 0.01" if 0 < value < 0.01 else f"{value:.3g}"
 
 
 def _size(value: float | None) -> str:

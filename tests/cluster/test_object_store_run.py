@@ -20,7 +20,7 @@ from slidr.config import Config, LossConfig, OptimConfig, StudentConfig, Trackin
 from slidr.data import storage
 from slidr.data.loading import PairSource
 from slidr.models.files import read_checkpoint
-from slidr.preflight import checks
+from slidr.preflight import checks, outputs
 from slidr.training.checkpoint import CheckpointFolder
 
 pytestmark = pytest.mark.ray
@@ -201,7 +201,8 @@ def test_the_doctor_finds_everything_in_a_store_and_looks_at_its_clock(prepared:
     assert {name: f.what for name, f in findings.items() if f.status != "ok"} == {}
     assert "off the storage's" in findings["clock"].what
     nowhere = replace(prepared, run=replace(prepared.run, folder=prepared.run.folder.replace("bucket/", "no-bucket/")))
-    assert checks.clock(nowhere).status == "error"
+    (refused,) = outputs.folders(nowhere, "pretrain")
+    assert (refused.name, refused.status) == ("run.folder", "error")
 
 
 def test_nothing_temporary_is_left_in_the_store_nor_in_this_folder(prepared: Config, bucket: str) -> None:

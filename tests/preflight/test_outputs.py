@@ -1,0 +1,127 @@
+"""Whether a job can write what it will, and keep it."""
+
+from __future__ import annotations
+
+import http.server
+import threading
+from collections import namedtuple
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from preflight_cases import by_name
+
+from slidr.config import Config
+from slidr.preflight import outputs
+from slidr.preflight.findings import Finding, Stage
+
+Usage = namedtuple("Usage", "total used free")
+
+
+def test_disk_space_is_compared_with_what_a_job_writes(
+    prepared: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for free, status in ((10**9, "ok"), (1500, "warning"), (500, "error")):
+        monkeypatch.setattr(outputs.shutil, "disk_usage", lambda path, free=free: Usage(10**12, 0, free))
+        assert outputs.space("run.folder", str(tmp_path / "not" / "there" / "yet"), 1000).status == status
+    assert outputs.space("superpixels.folder", "s3://bucket/maps", 10**15).status == "ok"
+    assert by_name(outputs.disk(prepared, "pretrain")).keys() == {"disk: run.folder"}
+    assert by_name(outputs.disk(prepared, "superpixels")).keys() == {"disk: superpixels.folder"}
+    monkeypatch.setattr(outputs.shutil, "disk_usage", lambda path: Usage(10**12, 0, 10_000))
+    assert by_name(outputs.disk(prepared, "pretrain"))["disk: run.folder"].status == "error"
+
+
+class _Health(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path == "/health" else 404)
+        self.end_headers()
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Health) as serving:
+        thread = threading.Thread(target=serving.serve_forever)
+        thread.start()
+        yield f"127.0.0.1:{serving.server_port}"
+        serving.shutdown()
+        thread.join()
+
+
+def test_a_tracking_server_is_asked_and_its_password_not_shown(prepared: Config, server: str) -> None:
+    def tracked(uri: str | None) -> Finding:
+        return outputs.tracking_server(replace(prepared, tracking=replace(prepared.tracking, uri=uri)))
+
+    assert tracked(f"http://{server}").status == "ok"
+    with_password = tracked(f"http://someone:secret@{server}")
+    assert with_password.status == "ok"
+    assert "secret" not in with_password.what
+    assert tracked(f"http://{server}/elsewhere").status == "error"
+    assert tracked("http://127.0.0.1:1").status == "error"
+    assert tracked(None).status == "ok"
+    away = replace(prepared, tracking=replace(prepared.tracking, uri="http://127.0.0.1:1"))
+    assert outputs.tracking_server(away, "tune").status == "warning"  # a search goes on without
+
+
+def test_clocks_that_disagree_are_a_warning_then_an_error(prepared: Config, tmp_path: Path) -> None:
+    assert [outputs.skew(seconds).status for seconds in (0.2, -2, 60, -60, 4000)] == [
+        "ok", "ok", "warning", "warning", "error",
+    ]  # fmt: skip
+    assert by_name(outputs.folders(prepared, "pretrain"))["clock"].status == "ok"
+
+
+WRITTEN: dict[Stage | None, set[str]] = {
+    None: {"superpixels.folder", "run.folder"},
+    "superpixels": {"superpixels.folder"},
+    "pretrain": {"run.folder"},
+    "finetune": {"run.folder"},
+    "tune": {"run.folder", "tune.results"},
+    "evaluate": {"run.folder", "evaluation.submission"},
+}
+
+
+def into(config: Config, folder: str) -> Config:
+    """The same with all that is written under one folder."""
+    return replace(
+        config,
+        run=replace(config.run, folder=f"{folder}/runs"),
+        superpixels=replace(config.superpixels, folder=f"{folder}/superpixels"),
+        tune=replace(config.tune, results=f"{folder}/results"),
+        evaluation=replace(config.evaluation, submission=f"{folder}/submission"),
+    )
+
+
+@pytest.mark.parametrize("stage", list(WRITTEN), ids=str)
+def test_every_folder_that_a_job_writes_must_be_one_that_can_be_written(
+    stage: Stage | None, prepared: Config, tmp_path: Path
+) -> None:
+    good = by_name(outputs.folders(into(prepared, str(tmp_path / "new")), stage))
+    assert {name: finding.status for name, finding in good.items()} == dict.fromkeys(WRITTEN[stage] | {"clock"}, "ok")
+    (tmp_path / "file").write_text("")
+    bad = by_name(outputs.folders(into(prepared, str(tmp_path / "file")), stage))
+    expected = dict.fromkeys(WRITTEN[stage], "error")
+    if stage is None:  # the maps may have been made by someone else
+        expected["superpixels.folder"] = "warning"
+    assert {name: finding.status for name, finding in bad.items()} == expected
+    for key, finding in bad.items():
+        assert "cannot be written" in finding.what
+        assert finding.next == f"choose another {key}"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]  # no probe is left, no folder made
+
+
+@pytest.mark.parametrize("stage", list(WRITTEN), ids=str)
+def test_a_submitted_job_may_not_write_into_the_copy_that_ray_deletes(
+    stage: Stage | None, prepared: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "session" / "runtime_resources" / "working_dir_files" / "_ray_pkg_0123456789abcdef"
+    copy.mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    refused = by_name(outputs.folders(into(prepared, "here"), stage))
+    assert {name: finding.status for name, finding in refused.items()} == dict.fromkeys(WRITTEN[stage], "error")
+    for key, finding in refused.items():
+        assert f"--{key} an absolute path" in finding.next
+    kept = by_name(outputs.folders(into(prepared, str(tmp_path / "shared")), stage))
+    assert {finding.status for finding in kept.values()} == {"ok"}
