@@ -25,10 +25,12 @@ NARROW = 8  # inputs with fewer channels take the dense-neighbourhood path: alon
 def sparse_conv(x: Float[Tensor, "V C"], weight: Float[Tensor, "K C D"], kernel_map: KernelMap) -> Float[Tensor, "W D"]:
     """Sum over the pairs of `kernel_map` of input features times the weight of their offset.
 
-    Runs in autocast's dtype where autocast is on. Differentiable in `x` and `weight`.
+    Runs in autocast's dtype where autocast is on. Differentiable in `x` and `weight`. Raises `ValueError` for another
+    number of offsets or channels, or another dtype, than the kernel's.
     """
     if len(weight) != len(kernel_map.counts):
         raise ValueError(f"sparse_conv: got {len(weight)} kernel offsets for a map of {len(kernel_map.counts)}")
+    require_fit(x, weight)
     x, weight = in_autocast(x, weight)
     if x.shape[1] < NARROW:
         return _narrow_conv(x, weight, kernel_map)
@@ -38,10 +40,28 @@ def sparse_conv(x: Float[Tensor, "V C"], weight: Float[Tensor, "K C D"], kernel_
 def pointwise_conv(
     x: Float[Tensor, "V C"], weight: Float[Tensor, "C D"], every_row: Callable[[], KernelMap]
 ) -> Float[Tensor, "V D"]:
-    """``x @ weight``; on the CPU by its kernels (docs/performance.md). `every_row` pairs every row with itself."""
+    """``x @ weight``; on the CPU by its kernels (docs/performance.md). `every_row` pairs every row with itself.
+
+    Raises `ValueError` as `sparse_conv` does.
+    """
+    require_fit(x, weight)
     if by_cpu_kernels(x, weight[None]) and not torch.is_autocast_enabled(x.device.type):
         return _SparseConv.apply(x, weight[None], every_row())
     return x @ weight
+
+
+def require_fit(x: Tensor, weight: Tensor) -> None:
+    """Raises `ValueError` for features of other channels than the kernel's or (outside autocast) of another dtype."""
+    if x.shape[1] != weight.shape[-2]:
+        raise ValueError(
+            f"sparse convolution: got features of {x.shape[1]} channels for a kernel of {weight.shape[-2]}; does the "
+            "voxels' number of features match the network's in_channels?"
+        )
+    if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+        raise ValueError(
+            f"sparse convolution: got {x.dtype} features for a {weight.dtype} kernel; convert one of them, or run "
+            "under torch.autocast"
+        )
 
 
 def in_autocast(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:

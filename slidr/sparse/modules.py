@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from slidr.sparse.functional import pointwise_conv, sparse_conv
 from slidr.sparse.kernel_map import KernelMap
@@ -32,20 +32,6 @@ class _Kernel(nn.Module):
         self.kernel = nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(1, c_out).uniform_(-bound, bound)) if bias else None
 
-    def require_fit(self, features: Tensor) -> None:
-        """Raises `ValueError` for other channels than the kernel's, and (outside autocast) for another dtype."""
-        c_in, dtype = self.kernel.shape[-2], self.kernel.dtype
-        if features.shape[1] != c_in:
-            raise ValueError(
-                f"{type(self).__name__}: got features of {features.shape[1]} channels, expected {c_in}; "
-                "does the voxels' number of features match the network's in_channels?"
-            )
-        if features.dtype != dtype and not torch.is_autocast_enabled(features.device.type):
-            raise ValueError(
-                f"{type(self).__name__}: got {features.dtype} features, expected {dtype} as the kernel's; convert one "
-                "of them, or run under torch.autocast"
-            )
-
     def extra_repr(self) -> str:
         return f"kernel={tuple(self.kernel.shape)}, bias={self.bias is not None}"
 
@@ -64,7 +50,6 @@ class Convolution(_Kernel):
 
     def forward(self, x: SparseTensor, norm: BatchNorm | None = None) -> SparseTensor:
         """The convolution of `x`, or of ``norm(x, relu=True)``, which is then not kept for the backward pass."""
-        self.require_fit(x.features)
         if norm is not None and (self.stride > 1 or self.kernel_size == 1 or not norm.is_plain(x) or _hooked(norm)):
             x, norm = norm(x, relu=True), None
         kernel_map = self._kernel_map(x)
@@ -93,7 +78,6 @@ class TransposedConvolution(_Kernel):
         self.stride = kernel_size
 
     def forward(self, x: SparseTensor) -> SparseTensor:
-        self.require_fit(x.features)
         features = sparse_conv(x.features, self.kernel, x.manager.upsample(x.stride, cube(self.stride)))
         sx, sy, sz = x.stride
         return SparseTensor.on(x.manager, (sx // self.stride, sy // self.stride, sz // self.stride), features)

@@ -35,6 +35,7 @@ def norm_relu_conv(
     x: Float[Tensor, "V C"], bn: torch.nn.BatchNorm1d, weight: Float[Tensor, "K C D"], kernel_map: KernelMap
 ) -> Float[Tensor, "W D"]:
     """``sparse_conv(norm_relu(x, bn, None, True), weight, kernel_map)``, of which only `x` is kept."""
+    functional.require_fit(x, weight)
     as_computed, weight = functional.in_autocast(x, weight)
     if as_computed.dtype != x.dtype or x.shape[1] < functional.NARROW:
         return functional.sparse_conv(norm_relu(x, bn, None, True), weight, kernel_map)
