@@ -1,6 +1,6 @@
-"""What the terminal shows of training that happens in other processes: it follows the run's journal.
+"""What the terminal shows of work in other processes, as a bar; where there is no terminal, as a line now and then.
 
-A progress bar, and what the workers have to say.
+Training is followed by its journal, with what the workers have to say; superpixels are counted as they come.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from rich.console import Console
@@ -35,6 +36,30 @@ def follow(journal: str | Path, steps: int, enabled: bool = True) -> Iterator[No
     finally:
         stop.set()
         thread.join(timeout=5)
+
+
+@contextlib.contextmanager
+def counting(what: str, total: int, enabled: bool = True) -> Iterator[Callable[[bool], None]]:
+    """Shows how many of `total` are done; the block calls what it is given for each, with whether that one is good."""
+    console = Console(stderr=True, soft_wrap=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    began = told = time.monotonic()
+    done = failed = 0
+    hidden = not (enabled and console.is_terminal)
+    with Progress(*columns, console=console, disable=hidden, transient=True) as bar:
+        task = bar.add_task(what, total=total)
+
+        def count(good: bool) -> None:
+            nonlocal done, failed, told
+            done, failed = done + 1, failed + (not good)
+            text = f"{what} ({failed} failed)" if failed else what
+            bar.update(task, completed=done, description=text)
+            now = time.monotonic()
+            if enabled and not console.is_terminal and now - told >= _PLAIN_SECONDS:
+                console.print(f"{text} {done}/{total}, {done / (now - began):.3g} a second", highlight=False)
+                told = now
+
+        yield count
 
 
 def _show(journal: str, steps: int, stop: threading.Event, enabled: bool) -> None:

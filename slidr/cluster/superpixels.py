@@ -19,10 +19,10 @@ from typing import Any
 import pyarrow as pa
 import ray
 import ray.data
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from slidr.cluster import session
 from slidr.cluster.heap import keep_heap
+from slidr.cluster.progress import counting
 from slidr.config import ClusterConfig, DataConfig, SuperpixelConfig, fingerprint
 from slidr.data import images as files
 from slidr.data import storage
@@ -87,14 +87,16 @@ def compute_images(
     folder = folder_of(config)
     _write_parameters(folder, config)
     storage.sweep_temporary(folder)
-    missing = missing_maps(folder, images)
+    missing = missing_maps(folder, images, progress)
     failed: list[tuple[str, str]] = []
     if missing:
         session.start(cluster)
         results = _results(missing, root, folder, config, cluster, compute or compute_map)
-        for path, reason in _bar(results, len(missing), progress):
-            if reason:
-                failed.append((path, reason))
+        with counting("superpixels", len(missing), progress) as count:
+            for path, reason in results:
+                count(not reason)
+                if reason:
+                    failed.append((path, reason))
     report = SuperpixelReport(
         folder=folder,
         computed=len(missing) - len(failed),
@@ -124,7 +126,7 @@ def map_path(folder: str, image: ImageRef) -> str:
     return storage.safe_join(folder, f"{image.token}.png")
 
 
-def missing_maps(folder: str, images: Sequence[ImageRef]) -> list[ImageRef]:
+def missing_maps(folder: str, images: Sequence[ImageRef], progress: bool = False) -> list[ImageRef]:
     """The images without an undamaged label map of their size."""
     there = storage.list_names(folder)
 
@@ -136,9 +138,17 @@ def missing_maps(folder: str, images: Sequence[ImageRef]) -> list[ImageRef]:
         except DataError:
             return True
 
-    with ThreadPoolExecutor(_CHECKERS) as pool:
-        flags = list(pool.map(is_missing, images, chunksize=64))
-    return [image for image, flag in zip(images, flags, strict=True) if flag]
+    missing = []
+    with ThreadPoolExecutor(_CHECKERS) as pool, counting("maps looked for", len(images), progress) as count:
+        try:
+            for image, flag in zip(images, pool.map(is_missing, images), strict=True):
+                count(True)
+                if flag:
+                    missing.append(image)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # or Ctrl-C would wait for all of them
+            raise
+    return missing
 
 
 def is_whole_png(data: bytes, width: int, height: int) -> bool:
@@ -231,16 +241,6 @@ def _task_memory(todo: Sequence[ImageRef]) -> int:
     need = HEAP_PER_PIXEL * max(image.width * image.height for image in todo)
     have = ray.cluster_resources().get("memory", 0) / max(1, session.available_cpus())
     return int(min(need, have))
-
-
-def _bar(results: Iterator[tuple[str, str]], total: int, show: bool) -> Iterator[tuple[str, str]]:
-    """The results, drawn as a progress bar while they come."""
-    columns = (TextColumn("superpixels"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, disable=not show) as bar:
-        task = bar.add_task("superpixels", total=total)
-        for result in results:
-            yield result
-            bar.advance(task)
 
 
 def _write_parameters(folder: str, config: SuperpixelConfig) -> None:

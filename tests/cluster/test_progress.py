@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from slidr.cluster.progress import follow
+from slidr.cluster.progress import counting, follow
 from slidr.tracking import Journal
 
 
@@ -41,3 +42,19 @@ def test_metrics_in_an_object_store_are_followed_too(
         journal.log(2, {"loss": 3.5})
         journal.flush()
     assert "training 2/2 loss 3.5" in capfd.readouterr().err
+
+
+def test_where_there_is_no_terminal_counted_work_is_a_line_now_and_then(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(0, 100, 10))  # each look at it is ten seconds after the one before
+    monkeypatch.setattr("slidr.cluster.progress.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr("slidr.cluster.progress._PLAIN_SECONDS", 20.0)
+    with counting("superpixels", 6) as count:
+        for good in (True, True, True, False, True):
+            count(good)
+    lines = capfd.readouterr().err.splitlines()
+    assert lines == ["superpixels 2/6, 0.1 a second", "superpixels (1 failed) 4/6, 0.1 a second"]
+    with counting("superpixels", 6, enabled=False) as count:
+        count(True)
+    assert capfd.readouterr().err == ""
