@@ -40,6 +40,7 @@ class StageError(RuntimeError):
 
 def make_frames(config: Config) -> str:
     """Reads the data set's tables once and writes the frame table; returns its path."""
+    preflight(config, "frames", console)
     data = config.data
     frames = _read(config)
     write_frames(frames, data.frames, data.dataset)

@@ -19,9 +19,12 @@ def cheap(config: Config | None, stage: Stage | None = None) -> list[Finding]:
     findings = [machine.python(sys.version_info[:2]), machine.torch_build(), *machine.packages(machine.installed)]
     if config is None:
         return findings
-    search = stage == "tune" or (stage is None and has_search(config))
-    findings += [machine.engine(config), machine.gpu(config), machine.room(config, search)]
-    if stage != "superpixels":
+    if stage == "frames":  # nothing of ours is there yet
+        return [*findings, *outputs.folders(config, stage)]
+    runs_network = stage != "superpixels"  # any CPUs will do for those
+    if runs_network:
+        search = stage == "tune" or (stage is None and has_search(config))
+        findings += [machine.engine(config), machine.gpu(config), machine.room(config, search)]
         findings += inputs.weights(config, search)
     frames = inputs.frame_table(config)
     findings.append(frames)
@@ -32,8 +35,8 @@ def cheap(config: Config | None, stage: Stage | None = None) -> list[Finding]:
         findings.append(inputs.data_root(config, inputs.FEW, needs))
         if needs == "sweeps and images":
             findings.append(inputs.superpixels(config, inputs.FEW, needed=stage is not None))
-    findings += outputs.folders(config, stage)
-    return [*findings, *outputs.disk(config, stage), outputs.tracking_server(config, stage)]
+    findings += [*outputs.folders(config, stage), *outputs.disk(config, stage)]
+    return [*findings, outputs.tracking_server(config, stage)] if runs_network else findings
 
 
 def thorough(config: Config) -> list[Finding]:

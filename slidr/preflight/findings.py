@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Status = Literal["ok", "warning", "error"]
-Stage = Literal["superpixels", "pretrain", "finetune", "evaluate", "tune"]
+Stage = Literal["frames", "superpixels", "pretrain", "finetune", "evaluate", "tune"]
 
 
 @dataclass(frozen=True)

@@ -21,13 +21,14 @@ from slidr.preflight.plan import has_search, images_to_cut, job_of, state_bytes
 from slidr.training.runs import folder_of as run_folder
 
 SKEW_WARNING_S, SKEW_ERROR_S = 30.0, 600.0  # S3 refuses requests that are 15 minutes off
-_RAYS_COPY = (
-    "_ray_pkg_"  # how the folder's name begins that `ray job submit --working-dir` unpacks into, and Ray deletes
-)
+_RAYS_COPY = "_ray_pkg_"  # begins the name of the folder that `ray job submit --working-dir` unpacks into
 
 
 def written_folders(config: Config, stage: Stage | None) -> Iterator[tuple[str, str]]:
     """The key and the folder of everything that a job writes; without a stage, of all that the config is for."""
+    if stage == "frames":
+        yield "data.frames", storage.split(config.data.frames)[0]
+        return
     if stage == "superpixels" or (stage is None and job_of(config) == "pretrain"):
         yield "superpixels.folder", superpixel_folder(config.superpixels)
     if stage != "superpixels":

@@ -73,6 +73,22 @@ def test_jobs_look_around_first_and_stop_at_errors_without_starting_ray(
         preflight(spoilable, "pretrain", console)
 
 
+def test_superpixels_are_cut_where_nothing_could_be_trained(
+    prepared: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """On a machine of few CPUs without a GPU, by a config for one with many: the published ones are."""
+    monkeypatch.setattr(machine.torch.cuda, "is_available", lambda: False)
+    config = replace(
+        prepared,
+        cluster=ClusterConfig(use_gpu=True, loader_cpus=64, local_cpus=1),
+        student=replace(prepared.student, weights=str(tmp_path / "none.pt")),
+        tracking=replace(prepared.tracking, uri="http://127.0.0.1:1"),
+    )
+    with pytest.raises(PreflightError, match="but no GPU"):
+        preflight(config, "pretrain", console)
+    assert {f.name: f.what for f in checks.cheap(config, "superpixels") if f.status != "ok"} == {}
+
+
 def test_the_look_around_opens_a_handful_of_files_however_large_the_table(
     prepared: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:

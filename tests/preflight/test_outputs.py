@@ -75,6 +75,7 @@ def test_clocks_that_disagree_are_a_warning_then_an_error(prepared: Config, tmp_
 
 WRITTEN: dict[Stage | None, set[str]] = {
     None: {"superpixels.folder", "run.folder"},
+    "frames": {"data.frames"},
     "superpixels": {"superpixels.folder"},
     "pretrain": {"run.folder"},
     "finetune": {"run.folder"},
@@ -87,6 +88,7 @@ def into(config: Config, folder: str) -> Config:
     """The same with all that is written under one folder."""
     return replace(
         config,
+        data=replace(config.data, frames=f"{folder}/frames.parquet"),
         run=replace(config.run, folder=f"{folder}/runs"),
         superpixels=replace(config.superpixels, folder=f"{folder}/superpixels"),
         tune=replace(config.tune, results=f"{folder}/results"),
