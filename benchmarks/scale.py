@@ -9,8 +9,9 @@ table     a made-up table (34,149 keyframes of 850 scenes, 204,894 images; 28,13
           in a fresh process each; then the list of all images, which the superpixel job starts from.
 overhead  the superpixel job over images whose superpixels take no time: everything else is done, from listing over
           Ray's scheduling to a whole label map written under its final name, with fsync.
-cores     the superpixel job with real SLIC on made-up images of nuScenes' size, with one CPU and with two; a quarter of
-          the images by plain processes, and a loop that touches no memory: what the machine's second core is worth.
+cores     the superpixel job with real SLIC on made-up images of nuScenes' size, with one CPU and with two, by the clock
+          and in CPU seconds of all processes: where two CPUs need more of those for the same maps, the machine is
+          slower with both at work. A loop that touches no memory, by one process and by two, tells the same.
 """
 
 from __future__ import annotations
@@ -30,7 +31,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -208,22 +208,6 @@ def measure_overhead(folder: Path, count: int) -> dict[str, Any]:
     }
 
 
-def bare_seconds(images: list[ImageRef], folder: Path, processes: int) -> float:
-    """The same maps by so many plain processes, dealt out one by one: what the machine's cores give at best."""
-    from slidr.cluster.heap import keep_heap
-    from slidr.cluster.superpixels import compute_map
-
-    target = folder / f"bare-{processes}-{time.monotonic_ns()}"
-    config = SuperpixelConfig(folder=str(target))
-    call = partial(compute_map, root=str(folder), folder=str(target), config=config)
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=spawn, initializer=keep_heap) as pool:
-        list(pool.map(call, images[: 2 * processes]))  # imports
-        start = time.monotonic()
-        list(pool.map(call, images))
-        return time.monotonic() - start
-
-
 def loop_seconds(turns: int) -> float:
     """Arithmetic on a handful of small numbers: neither caches nor memory to share with another core."""
     start, total = time.monotonic(), 0
@@ -240,10 +224,11 @@ def loops_seconds(processes: int) -> float:
 
 
 def measure_cores(folder: Path, count: int, rounds: int) -> dict[str, Any]:
-    """The same images with one CPU and with two, by the job and by plain processes.
+    """The same images with one CPU and with two.
 
     In turn, round after round, as a shared machine's speed changes by more than what is asked here: medians count.
-    `efficiency_of_all` is that of the sums over all rounds.
+    `efficiency_of_all` is that of the sums over all rounds, `idle_of_two` the share of both CPUs' time in which neither
+    Ray nor a map used them.
     """
     from slidr.cluster import session
     from slidr.cluster.superpixels import compute_images
@@ -256,29 +241,28 @@ def measure_cores(folder: Path, count: int, rounds: int) -> dict[str, Any]:
     load = os.getloadavg()[0]
     session.start(ClusterConfig(), num_cpus=2)
 
-    def job_seconds(name: str, cpus: int, some: int) -> float:
-        config = SuperpixelConfig(folder=str(folder / name))
-        cluster = ClusterConfig(superpixel_cpus=cpus)
-        report = compute_images(images[:some], str(folder), config, cluster, progress=False)
-        assert report.computed == some
-        return report.seconds
+    seconds: dict[str, list[float]] = {name: [] for name in ("one_cpu", "two_cpus", "one_loop", "two_loops")}
+    used: dict[str, list[float]] = {"one_cpu": [], "two_cpus": []}
 
-    job_seconds("warm", 2, 16)
-    seconds: dict[str, list[float]] = {
-        name: [] for name in ("one_cpu", "two_cpus", "one_process", "two_processes", "one_loop", "two_loops")
-    }
-    driver = 0.0
+    def job(name: str, cpus: int) -> None:
+        config = SuperpixelConfig(folder=str(folder / f"{name}-{len(seconds[name])}"))
+        cluster = ClusterConfig(superpixel_cpus=cpus)
+        before = cpu_of_tree()
+        report = compute_images(images, str(folder), config, cluster, progress=False)
+        used[name].append(cpu_of_tree() - before)
+        seconds[name].append(report.seconds)
+        assert report.computed == count
+
+    warm = SuperpixelConfig(folder=str(folder / "warm"))
+    compute_images(images[:8], str(folder), warm, ClusterConfig(), progress=False)
     for turn in range(rounds):
-        seconds["one_cpu"].append(job_seconds(f"one-{turn}", 1, count))
-        driver -= time.process_time()
-        seconds["two_cpus"].append(job_seconds(f"two-{turn}", 2, count))
-        driver += time.process_time()
-        seconds["one_process"].append(bare_seconds(images[: count // 4], folder, 1))
-        seconds["two_processes"].append(bare_seconds(images[: count // 4], folder, 2))
+        job("one_cpu", 1)
+        job("two_cpus", 2)
         seconds["one_loop"].append(loops_seconds(1))
         seconds["two_loops"].append(loops_seconds(2))
         last = {name: round(found[-1], 2) for name, found in seconds.items()}
-        print(f"round {turn + 1} of {rounds}:", last, flush=True)
+        cpu = [round(found[-1], 1) for found in used.values()]
+        print(f"round {turn + 1} of {rounds}:", last, "CPU s:", cpu, flush=True)
     session.stop()
     median = {name: statistics.median(found) for name, found in seconds.items()}
     total = {name: sum(found) for name, found in seconds.items()}
@@ -288,9 +272,9 @@ def measure_cores(folder: Path, count: int, rounds: int) -> dict[str, Any]:
         **{f"{name}_s": [round(value, 2) for value in found] for name, found in seconds.items()},
         "efficiency": round(median["one_cpu"] / (2 * median["two_cpus"]), 3),
         "efficiency_of_all": round(total["one_cpu"] / (2 * total["two_cpus"]), 3),
-        "efficiency_of_processes": round(median["one_process"] / (2 * median["two_processes"]), 3),
         "efficiency_of_loops": round(median["one_loop"] / median["two_loops"], 3),
-        "driver_cpu_s_of_two": round(driver / rounds, 2),
+        **{f"{name}_cpu_s": [round(value, 1) for value in found] for name, found in used.items()},
+        "idle_of_two": round(1 - sum(used["two_cpus"]) / (2 * total["two_cpus"]), 3),
         "load_average_before": round(load, 2),
     }
 
@@ -300,7 +284,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--images", type=int, default=200_000, help="of the overhead part")
     parser.add_argument("--slic-images", type=int, default=240, help="of the cores part")
-    parser.add_argument("--rounds", type=int, default=3, help="of the cores part")
+    parser.add_argument("--rounds", type=int, default=4, help="of the cores part")
     parser.add_argument("--scratch", help="folder for temporary files; /dev/shm leaves the disk's fsync out")
     parser.add_argument("--out", type=Path, default=Path("results/scale.json"))
     parser.add_argument("--hand-out", help=argparse.SUPPRESS)
