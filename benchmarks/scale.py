@@ -9,9 +9,10 @@ table     a made-up table (34,149 keyframes of 850 scenes, 204,894 images; 28,13
           in a fresh process each; then the list of all images, which the superpixel job starts from.
 overhead  the superpixel job over images whose superpixels take no time: everything else is done, from listing over
           Ray's scheduling to a whole label map written under its final name, with fsync.
-cores     the superpixel job with real SLIC on made-up images of nuScenes' size, with one CPU and with two, by the clock
-          and in CPU seconds of all processes: where two CPUs need more of those for the same maps, the machine is
-          slower with both at work. A loop that touches no memory, by one process and by two, tells the same.
+cores     the superpixel job with real SLIC on made-up images of nuScenes' size, confined to one core (driver, Ray's
+          servers and the worker) and to two. Beside the clock, the CPU seconds of the maps alone: where two cores need
+          more of those for the same maps, it is the machine that is slower with both at work, as a loop that touches
+          no memory shows, too.
 """
 
 from __future__ import annotations
@@ -223,58 +224,76 @@ def loops_seconds(processes: int) -> float:
         return max(pool.map(loop_seconds, [60_000_000] * processes))
 
 
-def measure_cores(folder: Path, count: int, rounds: int) -> dict[str, Any]:
-    """The same images with one CPU and with two.
+def timed_map(image: ImageRef, root: str, folder: str, config: SuperpixelConfig) -> None:
+    """`compute_map`, and a line with the CPU seconds it took."""
+    from slidr.cluster.superpixels import compute_map
 
-    In turn, round after round, as a shared machine's speed changes by more than what is asked here: medians count.
-    `efficiency_of_all` is that of the sums over all rounds, `idle_of_two` the share of both CPUs' time in which neither
-    Ray nor a map used them.
-    """
+    start = time.process_time()
+    compute_map(image, root, folder, config)
+    with Path(root, f"cpu-{os.getpid()}.txt").open("a") as file:
+        file.write(f"{time.process_time() - start}\n")
+
+
+def cut(folder: Path, count: int, cores: int) -> dict[str, float]:
+    """The superpixel job over the made-up images of `folder`, by this process and all it starts, on so many cores."""
     from slidr.cluster import session
     from slidr.cluster.superpixels import compute_images
 
-    rng = np.random.default_rng(0)
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
     images = [ImageRef(f"{i:032x}", f"{i}.png", 1600, 900) for i in range(count)]
-    for image in images:
-        small = rng.integers(0, 256, (18, 32, 3), np.uint8)
-        Image.fromarray(small).resize((image.width, image.height)).save(folder / image.path)
-    load = os.getloadavg()[0]
-    session.start(ClusterConfig(), num_cpus=2)
+    session.start(ClusterConfig(), num_cpus=cores)
 
-    seconds: dict[str, list[float]] = {name: [] for name in ("one_cpu", "two_cpus", "one_loop", "two_loops")}
-    used: dict[str, list[float]] = {"one_cpu": [], "two_cpus": []}
+    def job(some: list[ImageRef], target: str) -> float:
+        config = SuperpixelConfig(folder=str(folder / f"{target}-{os.getpid()}"))
+        report = compute_images(some, str(folder), config, ClusterConfig(), progress=False, compute=timed_map)
+        assert report.computed == len(some)
+        for file in folder.glob("cpu-*.txt"):
+            maps.extend(float(line) for line in file.read_text().splitlines())
+            file.unlink()
+        return report.seconds
 
-    def job(name: str, cpus: int) -> None:
-        config = SuperpixelConfig(folder=str(folder / f"{name}-{len(seconds[name])}"))
-        cluster = ClusterConfig(superpixel_cpus=cpus)
-        before = cpu_of_tree()
-        report = compute_images(images, str(folder), config, cluster, progress=False)
-        used[name].append(cpu_of_tree() - before)
-        seconds[name].append(report.seconds)
-        assert report.computed == count
-
-    warm = SuperpixelConfig(folder=str(folder / "warm"))
-    compute_images(images[:8], str(folder), warm, ClusterConfig(), progress=False)
-    for turn in range(rounds):
-        job("one_cpu", 1)
-        job("two_cpus", 2)
-        seconds["one_loop"].append(loops_seconds(1))
-        seconds["two_loops"].append(loops_seconds(2))
-        last = {name: round(found[-1], 2) for name, found in seconds.items()}
-        cpu = [round(found[-1], 1) for found in used.values()]
-        print(f"round {turn + 1} of {rounds}:", last, "CPU s:", cpu, flush=True)
+    maps: list[float] = []
+    job(images[: 4 * cores], "warm")
+    maps.clear()
+    everything = cpu_of_tree()
+    seconds = job(images, "maps")
+    everything = cpu_of_tree() - everything
     session.stop()
-    median = {name: statistics.median(found) for name, found in seconds.items()}
-    total = {name: sum(found) for name, found in seconds.items()}
+    return {"seconds": seconds, "maps": sum(maps), "rest": everything - sum(maps)}
+
+
+def measure_cores(folder: Path, count: int, rounds: int) -> dict[str, Any]:
+    """The same images on one core and on two.
+
+    In turn, round after round, as a shared machine's speed changes by more than what is asked here: medians count.
+    `efficiency_of_all` is that of the sums over all rounds; `efficiency_at_equal_maps` what it would be if a map took
+    as many CPU seconds with both cores at work as with one.
+    """
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        small = rng.integers(0, 256, (18, 32, 3), np.uint8)
+        Image.fromarray(small).resize((1600, 900)).save(folder / f"{i}.png")
+    load = os.getloadavg()[0]
+    found: dict[str, list[float]] = {}
+    for turn in range(rounds):
+        for name, cores in (("one", 1), ("two", 2)):
+            command = [sys.executable, __file__, "--cut", str(folder), str(count), str(cores)]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            for key, value in json.loads(done.stdout.splitlines()[-1]).items():
+                found.setdefault(f"{name}_{key}", []).append(round(value, 2))
+            found.setdefault(f"{name}_loop", []).append(round(loops_seconds(cores), 2))
+        print(f"round {turn + 1} of {rounds}:", {name: values[-1] for name, values in found.items()}, flush=True)
+    median = {name: statistics.median(values) for name, values in found.items()}
+    total = {name: sum(values) for name, values in found.items()}
+    of_all = total["one_seconds"] / (2 * total["two_seconds"])
     return {
         "images": count,
         "rounds": rounds,
-        **{f"{name}_s": [round(value, 2) for value in found] for name, found in seconds.items()},
-        "efficiency": round(median["one_cpu"] / (2 * median["two_cpus"]), 3),
-        "efficiency_of_all": round(total["one_cpu"] / (2 * total["two_cpus"]), 3),
-        "efficiency_of_loops": round(median["one_loop"] / median["two_loops"], 3),
-        **{f"{name}_cpu_s": [round(value, 1) for value in found] for name, found in used.items()},
-        "idle_of_two": round(1 - sum(used["two_cpus"]) / (2 * total["two_cpus"]), 3),
+        **found,
+        "efficiency": round(median["one_seconds"] / (2 * median["two_seconds"]), 3),
+        "efficiency_of_all": round(of_all, 3),
+        "efficiency_at_equal_maps": round(of_all * total["two_maps"] / total["one_maps"], 3),
+        "efficiency_of_loops": round(total["one_loop"] / total["two_loop"], 3),
         "load_average_before": round(load, 2),
     }
 
@@ -283,14 +302,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--images", type=int, default=200_000, help="of the overhead part")
-    parser.add_argument("--slic-images", type=int, default=240, help="of the cores part")
-    parser.add_argument("--rounds", type=int, default=4, help="of the cores part")
+    parser.add_argument("--slic-images", type=int, default=120, help="of the cores part")
+    parser.add_argument("--rounds", type=int, default=5, help="of the cores part")
     parser.add_argument("--scratch", help="folder for temporary files; /dev/shm leaves the disk's fsync out")
     parser.add_argument("--out", type=Path, default=Path("results/scale.json"))
     parser.add_argument("--hand-out", help=argparse.SUPPRESS)
+    parser.add_argument("--cut", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.hand_out is not None:
         print(json.dumps(hand_out(arguments.hand_out)))
+        return
+    if arguments.cut is not None:
+        folder, count, cores = arguments.cut
+        print(json.dumps(cut(Path(folder), int(count), int(cores))))
         return
     results = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
