@@ -152,12 +152,15 @@ class Journal:
             self._uploaded, self._last_upload = len(self._lines), time.monotonic()
 
     @contextlib.contextmanager
-    def messages(self) -> Iterator[None]:
+    def messages(self, warnings: bool = True) -> Iterator[None]:
         """Within the block, what this project logs in this process, from INFO on, are lines of the journal too.
 
         A worker's own output stays on its node; whoever follows the journal shows them (`slidr.cluster.progress`).
+        Without `warnings` those are left out, for a process whose terminal shows them by itself.
         """
         handler, logger = _JournalHandler(self), logging.getLogger("slidr")
+        if not warnings:
+            handler.addFilter(lambda record: record.levelno < logging.WARNING)
         level = logger.level
         logger.addHandler(handler)
         if not logger.isEnabledFor(logging.INFO):

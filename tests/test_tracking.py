@@ -153,6 +153,20 @@ def test_warnings_within_a_block_are_lines_that_are_no_metrics(tmp_path: Path) -
     assert [line["warning"] for line in lines if "warning" in line] == ["step-1.pt is damaged"]
 
 
+@pytest.mark.parametrize("warnings", [True, False])
+def test_notes_are_lines_too_and_warnings_where_no_terminal_shows_them(warnings: bool, tmp_path: Path) -> None:
+    path = tmp_path / "m.jsonl"
+    logger = logging.getLogger("slidr.training.loop")
+    with Journal(path).messages(warnings):
+        logger.info("going on from step %d", 3)
+        logger.warning("a warning")
+    logger.info("after the block")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["note"] for line in lines if "note" in line] == ["going on from step 3"]
+    assert len(lines) == 1 + warnings
+    assert not logger.isEnabledFor(logging.INFO)
+
+
 def test_a_journal_in_an_object_store_holds_what_was_flushed_and_goes_on_from_it(bucket: str) -> None:
     path = storage.join(bucket, "runs", "one", "metrics.jsonl")
     journal = Journal(path)

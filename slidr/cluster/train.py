@@ -221,7 +221,7 @@ def _run_workers(config: Config, stage: Stage, run: tracking.RunHandle | None) -
         loader, device = LocalLoader(stage.source(config), threads=threads), _local_device(config)
         journal = tracking.Journal(folder.file("metrics.jsonl"), run)
         try:
-            with writing(folder, launch):
+            with journal.messages(warnings=False), writing(folder, launch):
                 _work(config, stage, journal, loader, device)
         # A full disk, a folder that went away, no checkpoint that can be read: as from a worker on Ray.
         except (OSError, tracking.JournalError, CheckpointError) as error:
