@@ -144,6 +144,11 @@ class Journal:
             # Counted from the end of the try: one that ran into time-outs must not be followed by the next at once.
             self._next_try = time.monotonic() + (_SEND_SECONDS if sent else _AWAY_SECONDS)
 
+    def note(self, text: str) -> None:
+        """Adds a line for whoever follows the run. Raises `JournalError` where it cannot write."""
+        self._append({"time_ms": int(time.time() * 1000), "note": text})
+        self.flush()
+
     def flush(self) -> None:
         """Makes what was logged visible to others; on this machine it is already."""
         if len(self._lines) > self._uploaded:
@@ -152,23 +157,16 @@ class Journal:
             self._uploaded, self._last_upload = len(self._lines), time.monotonic()
 
     @contextlib.contextmanager
-    def messages(self, warnings: bool = True) -> Iterator[None]:
-        """Within the block, what this project logs in this process, from INFO on, are lines of the journal too.
+    def warnings(self) -> Iterator[None]:
+        """Within the block, this project's log warnings of this process are lines of the journal too.
 
         A worker's own output stays on its node; whoever follows the journal shows them (`slidr.cluster.progress`).
-        Without `warnings` those are left out, for a process whose terminal shows them by itself.
         """
         handler, logger = _JournalHandler(self), logging.getLogger("slidr")
-        if not warnings:
-            handler.addFilter(lambda record: record.levelno < logging.WARNING)
-        level = logger.level
         logger.addHandler(handler)
-        if not logger.isEnabledFor(logging.INFO):
-            logger.setLevel(logging.INFO)
         try:
             yield
         finally:
-            logger.setLevel(level)
             logger.removeHandler(handler)
             self.flush()
 
@@ -267,16 +265,15 @@ def read_journal(path: str | Path) -> dict[int, dict[str, float]]:
 
 
 class _JournalHandler(logging.Handler):
-    """Writes log records as lines of a journal, by their weight as "note" or "warning"."""
+    """Writes warnings as lines of a journal."""
 
     def __init__(self, journal: Journal) -> None:
-        super().__init__(logging.INFO)
+        super().__init__(logging.WARNING)
         self._journal = journal
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            kind = "warning" if record.levelno >= logging.WARNING else "note"
-            self._journal._append({"time_ms": int(record.created * 1000), kind: record.getMessage()})
+            self._journal._append({"time_ms": int(record.created * 1000), "warning": record.getMessage()})
             self._journal.flush()
         except Exception:
             self.handleError(record)
@@ -318,7 +315,7 @@ def unreachable(uri: str, timeout: float = 2.0) -> str | None:
             return f"does not answer ({getattr(error, 'reason', error)})"
     if uri.startswith("sqlite:///"):
         folder = Path(uri.removeprefix("sqlite:///")).parent
-        while not folder.exists():
+        while not os.path.exists(folder):  # false, too, where it may not be looked for
             folder = folder.parent
         return None if os.access(folder, os.W_OK) else f"{folder} cannot be written"
     return None

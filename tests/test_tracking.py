@@ -143,7 +143,7 @@ def test_a_line_cut_short_by_a_kill_costs_only_itself(tmp_path: Path) -> None:
 def test_warnings_within_a_block_are_lines_that_are_no_metrics(tmp_path: Path) -> None:
     path = tmp_path / "m.jsonl"
     journal = Journal(path)
-    with journal.messages():
+    with journal.warnings():
         journal.log(1, {"loss": 2.0})
         logging.getLogger("slidr.training.checkpoint").warning("%s is damaged", "step-1.pt")
         logging.getLogger("elsewhere").warning("not ours")
@@ -153,18 +153,12 @@ def test_warnings_within_a_block_are_lines_that_are_no_metrics(tmp_path: Path) -
     assert [line["warning"] for line in lines if "warning" in line] == ["step-1.pt is damaged"]
 
 
-@pytest.mark.parametrize("warnings", [True, False])
-def test_notes_are_lines_too_and_warnings_where_no_terminal_shows_them(warnings: bool, tmp_path: Path) -> None:
-    path = tmp_path / "m.jsonl"
-    logger = logging.getLogger("slidr.training.loop")
-    with Journal(path).messages(warnings):
-        logger.info("going on from step %d", 3)
-        logger.warning("a warning")
-    logger.info("after the block")
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [line["note"] for line in lines if "note" in line] == ["going on from step 3"]
-    assert len(lines) == 1 + warnings
-    assert not logger.isEnabledFor(logging.INFO)
+def test_a_note_is_a_line_that_is_no_metric(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "m.jsonl")
+    journal.note("going on from step 1")
+    journal.log(2, {"loss": 2.0})
+    assert read_journal(journal.path) == {2: {"loss": 2.0}}
+    assert json.loads((tmp_path / "m.jsonl").read_text().splitlines()[0])["note"] == "going on from step 1"
 
 
 def test_a_journal_in_an_object_store_holds_what_was_flushed_and_goes_on_from_it(bucket: str) -> None:

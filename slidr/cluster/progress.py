@@ -27,7 +27,7 @@ _PLAIN_SECONDS = 15.0  # between lines where there is no terminal to draw on
 
 @contextlib.contextmanager
 def follow(journal: str | Path, steps: int, enabled: bool = True) -> Iterator[None]:
-    """Shows how far the run that writes `journal` is, until the block ends; not `enabled`, only its messages."""
+    """Shows how far the run that writes `journal` is, until the block ends; not `enabled`, only its warnings."""
     stop = threading.Event()
     thread = threading.Thread(target=_show, args=(os.fspath(journal), steps, stop, enabled), daemon=True)
     thread.start()
@@ -45,8 +45,10 @@ def counting(what: str, total: int, enabled: bool = True) -> Iterator[Callable[[
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     began = told = time.monotonic()
     done = failed = 0
-    hidden = not (enabled and console.is_terminal)
-    with Progress(*columns, console=console, disable=hidden, transient=True) as bar:
+    drawn = enabled and (console.is_terminal or console.is_jupyter)
+    if enabled and not drawn:  # it may be long until the first is done, where nodes are still to come
+        console.print(f"{what} 0/{total}", highlight=False)
+    with Progress(*columns, console=console, disable=not drawn, transient=True) as bar:
         task = bar.add_task(what, total=total)
 
         def count(good: bool) -> None:
@@ -55,7 +57,7 @@ def counting(what: str, total: int, enabled: bool = True) -> Iterator[Callable[[
             text = f"{what} ({failed} failed)" if failed else what
             bar.update(task, completed=done, description=text)
             now = time.monotonic()
-            if enabled and not console.is_terminal and now - told >= _PLAIN_SECONDS:
+            if enabled and not drawn and now - told >= _PLAIN_SECONDS:
                 console.print(f"{text} {done}/{total}, {done / (now - began):.3g} a second", highlight=False)
                 told = now
 

@@ -221,7 +221,7 @@ def _run_workers(config: Config, stage: Stage, run: tracking.RunHandle | None) -
         loader, device = LocalLoader(stage.source(config), threads=threads), _local_device(config)
         journal = tracking.Journal(folder.file("metrics.jsonl"), run)
         try:
-            with journal.messages(warnings=False), writing(folder, launch):
+            with writing(folder, launch):
                 _work(config, stage, journal, loader, device)
         # A full disk, a folder that went away, no checkpoint that can be read: as from a worker on Ray.
         except (OSError, tracking.JournalError, CheckpointError) as error:
@@ -286,7 +286,7 @@ def _ray_worker(payload: dict[str, Any]) -> None:
     journal = tracking.Journal(folder.file("metrics.jsonl"), payload["run"])
     with contextlib.ExitStack() as stack:
         if workers.rank() == 0:
-            stack.enter_context(journal.messages())
+            stack.enter_context(journal.warnings())
             # Where this launch lost a worker, or another's driver was killed, that worker may still be ending.
             stack.enter_context(writing(folder, context.get_experiment_name()))
         _work(config, payload["stage"], journal, loader, device)
@@ -303,7 +303,9 @@ def _work(
     folder = folder_of(config)
     task = stage.task(config)
     started = time.time()
-    outcome = fit(task, loader, config, folder.checkpoints, device, journal.log, journal.flush, stage.enough)
+    outcome = fit(
+        task, loader, config, folder.checkpoints, device, journal.log, journal.flush, stage.enough, journal.note
+    )
     scores = stage.scores(task, config, loader, device)
     if workers.rank() != 0:
         return

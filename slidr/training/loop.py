@@ -97,16 +97,20 @@ def fit(
     log: Callable[[int, dict[str, float]], None],
     flush: Callable[[], None] = lambda: None,
     enough: Callable[[int, dict[str, float]], bool] = lambda epoch, metrics: False,
+    note: Callable[[str], None] = lambda text: None,
 ) -> Outcome:
     """Trains `task` to the end of `config.optim`, from the newest checkpoint in the folder if there is one.
 
     `log(step, metrics)` is called on rank 0 only, and so is `flush()` before each checkpoint: what is logged up to a
-    checkpoint must outlast a kill as the checkpoint does. `enough(epoch, metrics)` is asked on every rank, with the
+    checkpoint must outlast a kill as the checkpoint does. `note(text)` tells the user, on rank 0, from which step a
+    resumed run goes on. `enough(epoch, metrics)` is asked on every rank, with the
     same metrics (the validation's, and "loss", the last training step's), whenever an epoch was validated: true ends
     training there. Raises `Diverged` when a loss is NaN or
     infinite, before that step changes any weight.
     """
     run = _Run(task, loader, config, checkpoints, device, flush)
+    if run.step and workers.rank() == 0:
+        note(f"{checkpoints.path}: going on from step {run.step}")
     log_every, checkpoint_every = config.run.log_every, config.run.checkpoint_every
     if run.step >= run.last_step and not run.metrics:
         run.validate()
@@ -239,7 +243,6 @@ class _Run:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.step, self.metrics, self.best = state["step"], state["metrics"], state["best"]
-        _log.info("%s: going on from step %d", self.checkpoints.path, self.step)
 
     def _unsynchronised(self, apply: bool) -> contextlib.AbstractContextManager[Any]:
         if apply and isinstance(self.model, DistributedDataParallel):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -108,15 +110,19 @@ def test_superpixels_outlive_a_killed_worker(
 
 
 def test_training_outlives_a_killed_worker_bit_for_bit(
-    base: Config, on_ray: dict[int, Config], book: FaultBook
+    base: Config, on_ray: dict[int, Config], book: FaultBook, capfd: pytest.CaptureFixture[str]
 ) -> None:
     config = named(base, "struck", workers=2)
     config = replace(config, cluster=replace(config.cluster, max_failures=1))
     work = TrainingWork(config)
     with struck(book, "training: worker killed", work, 3, TRAIN_WORKER) as entries:
-        pretrain(config, progress=False)
+        pretrain(config)
     assert 3 <= entries[0].at < 10
-    assert len(logged_steps(work.journal)) == 10 + (entries[0].again or 0)
+    steps = logged_steps(work.journal)
+    assert len(steps) == 10 + (entries[0].again or 0)
+    (told,) = re.findall(r"going on from step (\d+)", capfd.readouterr().err)
+    repeated = [after for before, after in pairwise(steps) if after <= before]
+    assert repeated in ([], [int(told) + 1])
     assert losses(config) == losses(on_ray[2])
     for name, value in weights(on_ray[2]).items():
         assert torch.equal(weights(config)[name], value), name

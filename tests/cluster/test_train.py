@@ -89,7 +89,10 @@ def test_the_student_that_is_left_loads_strictly(alone: tuple[Config, dict[str, 
 
 
 def test_an_interrupted_run_ends_in_the_same_weights(
-    base: Config, alone: tuple[Config, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    base: Config,
+    alone: tuple[Config, dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     config = named(base, "interrupted")
     real_sample = PairSource.sample
@@ -108,7 +111,9 @@ def test_an_interrupted_run_ends_in_the_same_weights(
     monkeypatch.undo()
     with pytest.raises(RunError, match=r"--run\.resume"):
         pretrain(config, progress=False)
-    result = pretrain(named(config, "interrupted", resume=True), progress=False)
+    assert "going on" not in capfd.readouterr().err
+    result = pretrain(named(config, "interrupted", resume=True))
+    assert re.findall(r"going on from step \d+", capfd.readouterr().err) == ["going on from step 3"]
     for name, value in weights(alone[0]).items():
         assert torch.equal(weights(config)[name], value), name
     assert losses(config) == losses(alone[0])
