@@ -1,4 +1,4 @@
-"""Evaluation as a Ray job: ray job submit --working-dir . -- python jobs/evaluate.py CONFIG --checkpoint PATH"""
+"""Evaluation as a Ray job: ray job submit --working-dir . -- python jobs/evaluate.py CONFIG --run.folder SHARED ..."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Fine-tuning as a Ray job: ray job submit --working-dir . -- python jobs/finetune.py CONFIG [--section.key value]"""
+"""Fine-tuning as a Ray job: ray job submit --working-dir . -- python jobs/finetune.py CONFIG --run.folder SHARED ..."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Pretraining as a Ray job: ray job submit --working-dir . -- python jobs/pretrain.py CONFIG [--section.key value]"""
+"""Pretraining as a Ray job: ray job submit --working-dir . -- python jobs/pretrain.py CONFIG --run.folder SHARED ..."""
 
 import sys
 

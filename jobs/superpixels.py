@@ -1,4 +1,4 @@
-"""What `ray job submit` runs for superpixels: python jobs/superpixels.py CONFIG [--section.key value]."""
+"""What `ray job submit` runs for superpixels: python jobs/superpixels.py CONFIG --superpixels.folder SHARED ..."""
 
 import sys
 

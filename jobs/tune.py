@@ -1,4 +1,4 @@
-"""The search as a Ray job: ray job submit --working-dir . -- python jobs/tune.py CONFIG [--section.key value]"""
+"""The search as a Ray job: ray job submit --working-dir . -- python jobs/tune.py CONFIG --run.folder SHARED ..."""
 
 import sys
 

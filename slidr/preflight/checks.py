@@ -16,11 +16,12 @@ from slidr.preflight.plan import has_search
 
 def cheap(config: Config | None, stage: Stage | None = None) -> list[Finding]:
     """The checks that every job starts with; `stage` says what the job needs to find."""
-    findings = [machine.python(sys.version_info[:2]), machine.torch_build(), *machine.packages(machine.installed)]
+    findings = [machine.python(sys.version_info[:2])]
+    if stage == "frames" and config is not None:  # nothing of ours is there yet, and little is needed
+        return [*findings, *outputs.folders(config, stage)]
+    findings += [machine.torch_build(), *machine.packages(machine.installed)]
     if config is None:
         return findings
-    if stage == "frames":  # nothing of ours is there yet
-        return [*findings, *outputs.folders(config, stage)]
     runs_network = stage != "superpixels"  # any CPUs will do for those
     if runs_network:
         search = stage == "tune" or (stage is None and has_search(config))
@@ -30,12 +31,15 @@ def cheap(config: Config | None, stage: Stage | None = None) -> list[Finding]:
     findings.append(frames)
     if frames.status != "error":
         needs = inputs.needs_of(config, stage)
-        if needs == "sweeps and labels":
+        if needs.labels:
             findings.append(inputs.labels(config))
         findings.append(inputs.data_root(config, inputs.FEW, needs))
-        if needs == "sweeps and images":
+        if needs == inputs.PRETRAINING:
             findings.append(inputs.superpixels(config, inputs.FEW, needed=stage is not None))
-    findings += [*outputs.folders(config, stage), *outputs.disk(config, stage)]
+    folders = list(outputs.folders(config, stage))
+    findings += folders
+    if all(folder.status != "error" for folder in folders):
+        findings += outputs.disk(config, stage)
     return [*findings, outputs.tracking_server(config, stage)] if runs_network else findings
 
 
@@ -46,6 +50,6 @@ def thorough(config: Config) -> list[Finding]:
         return findings
     needs = inputs.needs_of(config)
     findings += [inputs.data_root(config, inputs.MANY, needs, whole=True), inputs.listing(config, needs)]
-    if needs == "sweeps and images":
+    if needs == inputs.PRETRAINING:
         findings.append(inputs.all_superpixels(config))
     return findings

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -26,19 +27,33 @@ from slidr.preflight.findings import Finding, Stage
 from slidr.preflight.plan import images_to_cut, job_of
 from slidr.types import Camera, Frame
 
-Needs = Literal["images", "sweeps and images", "sweeps and labels", "sweeps"]  # what a job reads of a keyframe
-
 FEW, MANY = 4, 64  # keyframes whose files are looked at
 _READERS = 16  # threads
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a job reads of a keyframe."""
+
+    sweeps: bool = True
+    images: bool = False
+    labels: bool = False
+
+    def __str__(self) -> str:
+        return " and ".join(name for name in ("sweeps", "images", "labels") if getattr(self, name))
+
+
+SUPERPIXELS, PRETRAINING = Needs(sweeps=False, images=True), Needs(images=True)
+FINETUNING, PREDICTING = Needs(labels=True), Needs()
 
 
 def needs_of(config: Config, stage: Stage | None = None) -> Needs:
     """What a job reads of a keyframe. An evaluation comes as its `evaluation_config`."""
     if stage == "superpixels":
-        return "images"
+        return SUPERPIXELS
     if job_of(config) == "pretrain":
-        return "sweeps and images"
-    return "sweeps" if stage == "evaluate" and not is_scored(config) else "sweeps and labels"
+        return PRETRAINING
+    return PREDICTING if stage == "evaluate" and not is_scored(config) else FINETUNING
 
 
 def weights(config: Config, search: bool = False) -> Iterable[Finding]:
@@ -96,19 +111,20 @@ def labels(config: Config) -> Finding:
 def data_root(config: Config, count: int, needs: Needs, whole: bool = False) -> Finding:
     """The files of some keyframes that a job needs, spread over the table: there, and of the tables' sizes.
 
-    `whole` decodes every pixel; otherwise images' headers are compared. A job that reads images alone goes on without
-    the damaged ones and names them at its end, so they are a warning, unless no keyframe is whole.
+    `whole` decodes every pixel; otherwise images' headers are compared. Superpixels are made of the images that are
+    good, and the others named at the end, so damage is a warning there, unless nothing is good.
     """
     tables = _tables(config, needs)
     chosen = [table[i] for table in tables for i in spread(len(table), count // len(tables)).tolist()]
     with ThreadPoolExecutor(_READERS) as pool:
-        found = list(pool.map(lambda frame: _damage(frame, config, needs, whole), chosen))
-    problems = [text for texts in found for text in texts]
+        looked_at = pool.map(lambda frame: _looked_at(frame, config, needs, whole), chosen)
+        found = [problem for of_one in looked_at for problem in of_one]
+    problems = [text for text in found if text is not None]
     if not problems:
         kind = "decoded" if whole else "opened"
         return Finding("data root", "ok", f"{config.data.root}: files of {len(chosen)} keyframes {kind}, none amiss")
     text = problems[0] + _and_more(problems)
-    if needs == "images" and not all(found):
+    if needs == SUPERPIXELS and len(problems) < len(found):
         return Finding("data root", "warning", text, "copy these files again; the others are done meanwhile")
     return Finding("data root", "error", text, "is data.root this table's data set? Else copy the files again")
 
@@ -117,11 +133,11 @@ def listing(config: Config, needs: Needs) -> Finding:
     """Every file that a job needs is in its folder."""
     tables = _tables(config, needs)
     wanted = []
-    if needs != "images":
+    if needs.sweeps:
         wanted += [path for table in tables for path in table.lidar_paths]
-    if "images" in needs:
+    if needs.images:
         wanted += [image.path for table in tables for image in table.images(config.data.cameras)]
-    if "labels" in needs:
+    if needs.labels:
         wanted += [path for table in tables for path in table.label_paths if path is not None]
     by_folder: dict[str, set[str]] = {}
     for path in wanted:
@@ -154,7 +170,10 @@ def superpixels(config: Config, count: int, needed: bool) -> Finding:
 
 def all_superpixels(config: Config) -> Finding:
     """Every image of the training and validation splits has its map."""
-    pixels, there = images_to_cut(config)
+    try:
+        pixels, there = images_to_cut(config)
+    except OSError as error:
+        return Finding("superpixels", "error", f"cannot be looked for ({error})", "choose another superpixels.folder")
     text = f"{superpixel_folder(config.superpixels)}: {there} of {len(pixels)} maps"
     if there == len(pixels):
         return Finding("superpixels", "ok", text)
@@ -163,37 +182,44 @@ def all_superpixels(config: Config) -> Finding:
 
 def _tables(config: Config, needs: Needs) -> list[FrameTable]:
     """The frames whose files a job needs: those that it trains on and those that it validates on."""
-    if needs == "images":  # superpixels are made for all of both splits
-        return [FrameTable.open(config.data.frames).select((config.data.train_split, config.data.val_split))]
+    if needs.images:  # superpixels are made for all of both splits
+        data = config.data
+        return [FrameTable.open(data.frames).select(split) for split in (data.train_split, data.val_split)]
     return [subset_frames(config, "train"), subset_frames(config, "val")]
 
 
-def _damage(frame: Frame, config: Config, needs: Needs, whole: bool) -> list[str]:
-    """What is wrong with the files of a keyframe that a job needs."""
-    problems, root = [], config.data.root
+def _looked_at(frame: Frame, config: Config, needs: Needs, whole: bool) -> list[str | None]:
+    """What is wrong with each file of a keyframe that a job needs; None for a good one."""
+    root = config.data.root
     columns = files.NUSCENES_COLUMNS if config.data.dataset == "nuscenes" else files.KITTI_COLUMNS
+
+    def points() -> None:
+        sweep = files.read_sweep(storage.safe_join(root, frame.lidar_path), columns)
+        if needs.labels and frame.label_path is not None:  # `labels` tells of frames without
+            point_labels(frame, config.data, len(sweep))
+
+    def image(camera: Camera) -> None:
+        path = storage.safe_join(root, camera.image_path)
+        data = storage.read_bytes(path)
+        size = files.image_size(data, path)
+        if size != (camera.width, camera.height):
+            wanted = f"{camera.width} x {camera.height}"
+            raise DataError(f"{path}: is {size[0]} x {size[1]} pixels, the frame table says {wanted}")
+        if whole:
+            files.decode_image(data, path)
+
+    looks = [points] if needs.sweeps else []
+    if needs.images:
+        looks += [partial(image, camera) for camera in frame.cameras if camera.channel in config.data.cameras]
+    return [_problem(look) for look in looks]
+
+
+def _problem(look: Callable[[], None]) -> str | None:
     try:
-        if needs != "images":
-            sweep = files.read_sweep(storage.safe_join(root, frame.lidar_path), columns)
-            if "labels" in needs and frame.label_path is not None:  # `labels` tells of frames without
-                point_labels(frame, config.data, len(sweep))
+        look()
     except DataError as error:
-        problems.append(str(error))
-    for camera in frame.cameras if "images" in needs else ():
-        if camera.channel not in config.data.cameras:
-            continue
-        try:
-            path = storage.safe_join(root, camera.image_path)
-            data = storage.read_bytes(path)
-            size = files.image_size(data, path)
-            if size != (camera.width, camera.height):
-                wanted = f"{camera.width} x {camera.height}"
-                problems.append(f"{path}: is {size[0]} x {size[1]} pixels, the frame table says {wanted}")
-            if whole:
-                files.decode_image(data, path)
-        except DataError as error:
-            problems.append(str(error))
-    return problems
+        return str(error)
+    return None
 
 
 def _and_more(problems: Sequence[str]) -> str:

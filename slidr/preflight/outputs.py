@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 import time
 import uuid
@@ -21,13 +23,13 @@ from slidr.preflight.plan import has_search, images_to_cut, job_of, state_bytes
 from slidr.training.runs import folder_of as run_folder
 
 SKEW_WARNING_S, SKEW_ERROR_S = 30.0, 600.0  # S3 refuses requests that are 15 minutes off
-_RAYS_COPY = "_ray_pkg_"  # begins the name of the folder that `ray job submit --working-dir` unpacks into
+_RAYS_COPIES = "working_dir_files"  # the folder that `ray job submit --working-dir` unpacks into
 
 
 def written_folders(config: Config, stage: Stage | None) -> Iterator[tuple[str, str]]:
-    """The key and the folder of everything that a job writes; without a stage, of all that the config is for."""
+    """The key and the folder of everything that a job writes; without a stage, of all but the frame table."""
     if stage == "frames":
-        yield "data.frames", storage.split(config.data.frames)[0]
+        yield "data.frames", storage.split(config.data.frames)[0] or "."
         return
     if stage == "superpixels" or (stage is None and job_of(config) == "pretrain"):
         yield "superpixels.folder", superpixel_folder(config.superpixels)
@@ -35,13 +37,16 @@ def written_folders(config: Config, stage: Stage | None) -> Iterator[tuple[str, 
         yield "run.folder", run_folder(config).path
     if stage == "tune" or (stage is None and has_search(config)):
         yield "tune.results", results_folder(config).path
-    if stage == "evaluate" and config.evaluation.submission is not None:
+    if stage in (None, "evaluate") and config.evaluation.submission is not None:
         yield "evaluation.submission", config.evaluation.submission
+    uri = config.tracking.uri
+    if stage != "superpixels" and uri is not None and uri.startswith("sqlite:///"):
+        yield "tracking.uri", storage.split(uri.removeprefix("sqlite:///"))[0] or "."
 
 
 def folders(config: Config, stage: Stage | None) -> Iterator[Finding]:
     """What a job writes stays and can be written; and this machine's clock agrees with those of the storages."""
-    ahead: list[float] = []
+    ahead: list[tuple[float, str]] = []
     for key, folder in written_folders(config, stage):
         # Someone else may have made the maps, for all to read; whether all are there is another line's to say.
         status: Status = "warning" if stage is None and key == "superpixels.folder" else "error"
@@ -52,20 +57,20 @@ def folders(config: Config, stage: Stage | None) -> Iterator[Finding]:
             )  # fmt: skip
             continue
         try:
-            ahead.append(_write_probe(folder))
+            ahead.append((_write_probe(folder), folder))
         except (OSError, DataError) as error:
             yield Finding(key, status, f"{folder}: cannot be written ({error})", f"choose another {key}")
         else:
             yield Finding(key, "ok", f"{folder}: can be written")
     if ahead:
-        yield skew(max(ahead, key=abs))
+        yield skew(*max(ahead, key=lambda found: abs(found[0])))
 
 
 def _vanishes(folder: str) -> bool:
     """Whether a folder is inside the copy of the working folder that a submitted job runs in."""
     if storage.is_remote(folder):
         return False
-    return any(part.startswith(_RAYS_COPY) for part in Path(storage.join(folder)).absolute().parts)
+    return _RAYS_COPIES in Path(storage.join(folder)).absolute().parts
 
 
 def _write_probe(folder: str) -> float:
@@ -79,13 +84,14 @@ def _write_probe(folder: str) -> float:
     try:
         return time.time() - storage.modified(probe)
     finally:
-        storage.delete(probe)
+        with contextlib.suppress(OSError):  # a job may be allowed to write and not to delete
+            storage.delete(probe)
 
 
 def _existing(folder: str) -> Path:
     """The nearest folder above that exists already, or the folder itself."""
     path = Path(storage.join(folder)).absolute()
-    while not path.exists():
+    while not os.path.exists(path):  # false, too, where it may not be looked for
         path = path.parent
     return path
 
@@ -137,9 +143,10 @@ def tracking_server(config: Config, stage: Stage | None = None) -> Finding:
     )  # fmt: skip
 
 
-def skew(seconds: float) -> Finding:
-    """How far this machine's clock is ahead of the storage's."""
-    text = f"{time.strftime('%Y-%m-%d %H:%M:%S UTC', time.gmtime())}, {abs(seconds):.1f} s off the storage's"
+def skew(seconds: float, folder: str) -> Finding:
+    """How far this machine's clock is ahead of that of the storage a folder is on."""
+    now = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+    text = f"{now}, {abs(seconds):.1f} s off the clock of {folder}"
     if abs(seconds) < SKEW_WARNING_S:
         return Finding("clock", "ok", text)
     status: Status = "error" if abs(seconds) > SKEW_ERROR_S else "warning"

@@ -73,6 +73,15 @@ def test_jobs_look_around_first_and_stop_at_errors_without_starting_ray(
         preflight(spoilable, "pretrain", console)
 
 
+def test_tables_are_not_read_for_a_frame_table_that_cannot_be_written(prepared: Config, tmp_path: Path) -> None:
+    from slidr import stages
+
+    (tmp_path / "file").write_text("")
+    blocked = replace(prepared, data=replace(prepared.data, root="nowhere", frames=f"{tmp_path}/file/frames.parquet"))
+    with pytest.raises(PreflightError, match=r"data\.frames: .*file: cannot be written"):
+        stages.make_frames(blocked)
+
+
 def test_superpixels_are_cut_where_nothing_could_be_trained(
     prepared: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -21,8 +21,6 @@ from slidr.data.storage import DataError
 from slidr.preflight import checks, inputs
 from slidr.preflight.findings import Finding
 
-NEEDS: inputs.Needs = "sweeps and images"
-
 
 def test_weights_that_are_not_where_the_config_says_are_an_error_and_a_download_to_come_a_warning(
     prepared: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -67,7 +65,11 @@ def test_damage_in_the_data_root_is_named(spoilable: Config, damage: str) -> Non
     root = Path(spoilable.data.root)
     image, sweep = root / frame.cameras[2].image_path, root / frame.lidar_path
     other = root / frame.cameras[1].image_path
-    assert inputs.data_root(spoilable, 2, NEEDS).status == inputs.listing(spoilable, NEEDS).status == "ok"
+    assert (
+        inputs.data_root(spoilable, 2, inputs.PRETRAINING).status
+        == inputs.listing(spoilable, inputs.PRETRAINING).status
+        == "ok"
+    )
     hurt = image
     if damage == "missing":
         image.unlink()
@@ -80,34 +82,38 @@ def test_damage_in_the_data_root_is_named(spoilable: Config, damage: str) -> Non
         image.write_bytes(b"<html>")
     else:
         image.write_bytes(image.read_bytes()[:600])
-    found = inputs.data_root(spoilable, 2, NEEDS, whole=damage == "half an image")
+    found = inputs.data_root(spoilable, 2, inputs.PRETRAINING, whole=damage == "half an image")
     assert found.status == "error"
     assert str(hurt) in found.what
-    assert inputs.listing(spoilable, NEEDS).status == ("error" if damage == "missing" else "ok")
+    assert inputs.listing(spoilable, inputs.PRETRAINING).status == ("error" if damage == "missing" else "ok")
 
 
 def test_superpixels_are_cut_without_sweeps_and_of_the_images_that_are_whole(spoilable: Config) -> None:
     table = FrameTable.open(spoilable.data.frames)
     for sweep in table.lidar_paths:
         Path(spoilable.data.root, sweep).unlink()
-    assert inputs.data_root(spoilable, 2, "images", whole=True).status == "ok"
-    assert inputs.data_root(spoilable, 2, NEEDS).status == "error"
+    assert inputs.data_root(spoilable, 2, inputs.SUPERPIXELS, whole=True).status == "ok"
+    assert inputs.data_root(spoilable, 2, inputs.PRETRAINING).status == "error"
     first = Path(spoilable.data.root, table.select("parametrize")[0].cameras[0].image_path)
     first.write_bytes(b"")
-    found = inputs.data_root(spoilable, 2, "images")
+    found = inputs.data_root(spoilable, 2, inputs.SUPERPIXELS)
     assert (found.status, found.what) == ("warning", f"{first}: is no image (the file is empty); copy the file again")
     for image in Path(spoilable.data.root).rglob("*.jpg"):
         image.unlink()
-    assert inputs.data_root(spoilable, 2, "images").status == "error"  # another data set's root
+    assert inputs.data_root(spoilable, 2, inputs.SUPERPIXELS).status == "error"  # another data set's root
 
 
 def test_only_the_cameras_that_are_asked_for_are_looked_at(spoilable: Config) -> None:
     front, *others = spoilable.data.cameras
+    rear = FrameTable.open(spoilable.data.frames).images(tuple(others[-1:]))
+    Path(spoilable.data.root, rear[0].path).unlink()
+    found = inputs.data_root(spoilable, 2, inputs.SUPERPIXELS)
+    assert (found.status, rear[0].path in found.what) == ("warning", True)  # five of six cameras can be done
     for image in FrameTable.open(spoilable.data.frames).images(tuple(others)):
-        Path(spoilable.data.root, image.path).unlink()
-    assert inputs.data_root(spoilable, 2, NEEDS).status == "error"
+        Path(spoilable.data.root, image.path).unlink(missing_ok=True)
+    assert inputs.data_root(spoilable, 2, inputs.PRETRAINING).status == "error"
     alone = replace(spoilable, data=replace(spoilable.data, cameras=(front,)))
-    for needs in (NEEDS, "images"):
+    for needs in (inputs.PRETRAINING, inputs.SUPERPIXELS):
         assert inputs.data_root(alone, 2, needs, whole=True).status == inputs.listing(alone, needs).status == "ok"
 
 

@@ -67,20 +67,20 @@ def test_a_tracking_server_is_asked_and_its_password_not_shown(prepared: Config,
 
 
 def test_clocks_that_disagree_are_a_warning_then_an_error(prepared: Config, tmp_path: Path) -> None:
-    assert [outputs.skew(seconds).status for seconds in (0.2, -2, 60, -60, 4000)] == [
+    assert [outputs.skew(seconds, "runs").status for seconds in (0.2, -2, 60, -60, 4000)] == [
         "ok", "ok", "warning", "warning", "error",
     ]  # fmt: skip
     assert by_name(outputs.folders(prepared, "pretrain"))["clock"].status == "ok"
 
 
 WRITTEN: dict[Stage | None, set[str]] = {
-    None: {"superpixels.folder", "run.folder"},
+    None: {"superpixels.folder", "run.folder", "evaluation.submission", "tracking.uri"},
     "frames": {"data.frames"},
     "superpixels": {"superpixels.folder"},
-    "pretrain": {"run.folder"},
-    "finetune": {"run.folder"},
-    "tune": {"run.folder", "tune.results"},
-    "evaluate": {"run.folder", "evaluation.submission"},
+    "pretrain": {"run.folder", "tracking.uri"},
+    "finetune": {"run.folder", "tracking.uri"},
+    "tune": {"run.folder", "tune.results", "tracking.uri"},
+    "evaluate": {"run.folder", "evaluation.submission", "tracking.uri"},
 }
 
 
@@ -93,6 +93,7 @@ def into(config: Config, folder: str) -> Config:
         superpixels=replace(config.superpixels, folder=f"{folder}/superpixels"),
         tune=replace(config.tune, results=f"{folder}/results"),
         evaluation=replace(config.evaluation, submission=f"{folder}/submission"),
+        tracking=replace(config.tracking, uri=f"sqlite:///{folder}/mlflow.db"),
     )
 
 
@@ -114,11 +115,31 @@ def test_every_folder_that_a_job_writes_must_be_one_that_can_be_written(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]  # no probe is left, no folder made
 
 
+def test_a_job_that_may_write_but_not_delete_is_let_through(prepared: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: str) -> None:
+        left.append(path)
+        raise PermissionError("no s3:DeleteObject")
+
+    left: list[str] = []
+    monkeypatch.setattr(outputs.storage, "delete", refuse)
+    assert {finding.status for finding in outputs.folders(prepared, "pretrain")} == {"ok"}
+    (probe,) = left
+    Path(probe).unlink()
+
+
+def test_a_bare_file_name_is_in_the_working_folder(
+    prepared: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    bare = replace(prepared, data=replace(prepared.data, frames="frames.parquet"))
+    assert by_name(outputs.folders(bare, "frames"))["data.frames"].what == ".: can be written"
+
+
 @pytest.mark.parametrize("stage", list(WRITTEN), ids=str)
 def test_a_submitted_job_may_not_write_into_the_copy_that_ray_deletes(
     stage: Stage | None, prepared: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    copy = tmp_path / "session" / "runtime_resources" / "working_dir_files" / "_ray_pkg_0123456789abcdef"
+    copy = tmp_path / "session" / "runtime_resources" / "working_dir_files" / "code_of_a_zip"
     copy.mkdir(parents=True)
     monkeypatch.chdir(copy)
     refused = by_name(outputs.folders(into(prepared, "here"), stage))
