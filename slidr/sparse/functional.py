@@ -51,16 +51,17 @@ def pointwise_conv(
 
 
 def require_fit(x: Tensor, weight: Tensor) -> None:
-    """Raises `ValueError` for features of other channels than the kernel's or (outside autocast) of another dtype."""
+    """Raises `ValueError` for other channels than the kernel's, or another dtype that autocast does not convert."""
     if x.shape[1] != weight.shape[-2]:
         raise ValueError(
-            f"sparse convolution: got features of {x.shape[1]} channels for a kernel of {weight.shape[-2]}; does the "
-            "voxels' number of features match the network's in_channels?"
+            f"sparse convolution: got features of {x.shape[1]} channels for a kernel of {weight.shape[-2]}; of a "
+            "network's first layer those are its in_channels"
         )
-    if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+    converted = torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64
+    if x.dtype != weight.dtype and not converted:
         raise ValueError(
-            f"sparse convolution: got {x.dtype} features for a {weight.dtype} kernel; convert one of them, or run "
-            "under torch.autocast"
+            f"sparse convolution: got {x.dtype} features for a {weight.dtype} kernel; convert one of them (autocast "
+            "does, but not float64)"
         )
 
 

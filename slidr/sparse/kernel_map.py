@@ -163,6 +163,8 @@ def window_map(
     pairs = met[2][:, None, None] & met[1][:, None] & met[0]
     z, y, x, rows = torch.nonzero(pairs, as_tuple=True)
     reached = torch.stack([index[rows, 0], outputs[0][x, rows], outputs[1][y, rows], outputs[2][z, rows]], dim=1)
+    rows = rows.clone()  # or it would keep all four columns that nonzero made
+    del z, y, x
     keys, output_rows = torch.unique(pack(reached), return_inverse=True)
     counts = tuple(pairs.flatten(0, 2).sum(dim=1).tolist())
     return keys, KernelMap(rows, output_rows, counts, len(index), len(keys)), out_shape

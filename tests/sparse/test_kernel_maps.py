@@ -206,3 +206,33 @@ def test_a_kernel_of_other_offsets_than_the_map_is_refused() -> None:
     x = SparseTensor(torch.zeros(40, 16), coordinates)
     with pytest.raises(ValueError, match="got 27 kernel offsets for a map of 8"):
         sparse_conv(x.features, torch.zeros(27, 16, 8), x.manager.downsample((1, 1, 1), (2, 2, 2)))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "factor", "padding"), [((3, 3, 3), (2, 2, 2), (1, 1, 1)), ((3, 1, 1), (2, 1, 1), (0, 0, 0))]
+)
+def test_window_pairs_are_a_loops_in_its_order(kernel: Any, factor: Any, padding: Any) -> None:
+    """By offset, the first axis fastest, then by input row: an output reads inputs at output * factor - padding + k."""
+    shape = (9, 8, 7)
+    rng = np.random.default_rng(0)
+    inputs = np.unique(rng.integers(0, (2, *shape), (80, 4)), axis=0)
+    manager = CoordinateManager(torch.from_numpy(rng.permutation(inputs).astype(np.int32)))
+    given = manager.coordinates(ONE).tolist()
+    found, grid = manager.window(ONE, kernel, factor, padding, shape)
+    expected, counts = [], []
+    for k in itertools.product(*(range(size) for size in reversed(kernel))):
+        before = len(expected)
+        for row, (batch, *cell) in enumerate(given):
+            moved = [c + p - step for c, p, step in zip(cell, padding, reversed(k), strict=True)]
+            out = [m // f for m, f in zip(moved, factor, strict=True)]
+            if all(m % f == 0 and 0 <= o < g for m, f, o, g in zip(moved, factor, out, grid, strict=True)):
+                expected.append((row, (batch, *(o * f for o, f in zip(out, factor, strict=True)))))
+        counts.append(len(expected) - before)
+    outputs = [tuple(row) for row in manager.coordinates(factor).tolist()]
+    assert (
+        list(zip(found.input_rows.tolist(), [outputs[o] for o in found.output_rows.tolist()], strict=True)) == expected
+    )
+    assert found.counts == tuple(counts)
+    # Read by address elsewhere, and kept for the backward pass.
+    assert found.input_rows.is_contiguous()
+    assert found.input_rows.untyped_storage().nbytes() == 8 * len(expected)

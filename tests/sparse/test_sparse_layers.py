@@ -397,5 +397,15 @@ def test_features_that_do_not_fit_a_kernel_are_refused_with_both_numbers(layer: 
     assert layer(x).features.shape[1] == 6
     with pytest.raises(ValueError, match="got features of 5 channels for a kernel of 4"):
         layer(x.replace(torch.ones(len(x.features), 5)))
-    with pytest.raises(ValueError, match=r"got torch\.float64 features for a torch\.float32 kernel"):
-        layer(x.replace(x.features.double()))
+    for mixed in (False, True):  # autocast leaves float64 alone
+        with (
+            torch.autocast("cpu", torch.bfloat16, enabled=mixed),
+            pytest.raises(ValueError, match=r"got torch\.float64 features for a torch\.float32 kernel"),
+        ):
+            layer(x.replace(x.features.double()))
+
+
+def test_a_norm_of_other_channels_than_the_kernels_is_refused() -> None:
+    cells = torch.tensor([[0, 0, 0, 0], [0, 1, 0, 0]], dtype=torch.int32)
+    with pytest.raises(ValueError, match="got features of 16 channels for a kernel of 12"):
+        Convolution(12, 6)(SparseTensor(torch.rand(2, 16), cells), BatchNorm(16))
