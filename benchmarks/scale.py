@@ -32,6 +32,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -219,7 +220,9 @@ def loop_seconds(turns: int) -> float:
 
 def loops_seconds(processes: int) -> float:
     """So many such loops at once, each in a process of its own: the slowest one's time."""
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+    cores = sorted(os.sched_getaffinity(0))[:processes]
+    spawn, confine = multiprocessing.get_context("spawn"), partial(os.sched_setaffinity, 0, cores)
+    with ProcessPoolExecutor(processes, mp_context=spawn, initializer=confine) as pool:
         list(pool.map(loop_seconds, [1000] * 4 * processes))  # imports
         return max(pool.map(loop_seconds, [60_000_000] * processes))
 

@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -194,6 +195,27 @@ def test_any_damage_to_a_png_is_seen(data: st.DataObject) -> None:
     spoiled = bytearray(png)
     spoiled[data.draw(st.integers(0, len(png) - 1))] ^= 1 << data.draw(st.integers(0, 7))
     assert not is_whole_png(bytes(spoiled), 20, 12)
+
+
+def test_an_interrupted_first_look_waits_for_no_file_but_those_being_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = [ImageRef(f"{i}", f"{i}.jpg", 16, 9) for i in range(2000)]
+    for image in images:
+        (tmp_path / f"{image.token}.png").touch()
+    read: list[str] = []
+
+    def interrupted(path: str) -> bytes:
+        read.append(path)
+        if len(read) == 1:
+            raise KeyboardInterrupt
+        time.sleep(0.002)
+        return b""
+
+    monkeypatch.setattr("slidr.cluster.superpixels.storage.read_bytes", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        missing_maps(str(tmp_path), images)
+    assert len(read) < len(images) / 2
 
 
 @settings(deadline=None, max_examples=60)
