@@ -7,6 +7,7 @@ thorough ones list the data root, open many files and ask the cluster.
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 from slidr.config import Config
 from slidr.preflight import inputs, machine, outputs
@@ -18,7 +19,7 @@ def cheap(config: Config | None, stage: Stage | None = None) -> list[Finding]:
     """The checks that every job starts with; `stage` says what the job needs to find."""
     findings = [machine.python(sys.version_info[:2])]
     if stage == "frames" and config is not None:  # nothing of ours is there yet, and little is needed
-        return [*findings, *outputs.folders(config, stage)]
+        return [*findings, *outputs.folders(config, stage), *outputs.table_file(config)]
     findings += [machine.torch_build(), *machine.packages(machine.installed)]
     if config is None:
         return findings
@@ -29,7 +30,10 @@ def cheap(config: Config | None, stage: Stage | None = None) -> list[Finding]:
         findings += inputs.weights(config, search)
     frames = inputs.frame_table(config)
     findings.append(frames)
-    if frames.status != "error":
+    if frames.status == "error":
+        root = inputs.root_folder(config)
+        findings += [root] if root is not None else []
+    else:
         needs = inputs.needs_of(config, stage)
         if needs.labels:
             findings.append(inputs.labels(config))
@@ -51,5 +55,10 @@ def thorough(config: Config) -> list[Finding]:
     needs = inputs.needs_of(config)
     findings += [inputs.data_root(config, inputs.MANY, needs, whole=True), inputs.listing(config, needs)]
     if needs == inputs.PRETRAINING:
-        findings.append(inputs.all_superpixels(config))
+        maps = inputs.all_superpixels(config)
+        if maps.status == "warning" and any(f.status == "error" for f in outputs.folders(config, "superpixels")):
+            maps = replace(
+                maps, status="error", next="choose another superpixels.folder, then slidr superpixels CONFIG"
+            )
+        findings.append(maps)
     return findings

@@ -29,6 +29,7 @@ from slidr.types import Camera, Frame
 
 FEW, MANY = 4, 64  # keyframes whose files are looked at
 _READERS = 16  # threads
+_SHOWN = 5  # damaged or missing files that are named
 
 
 @dataclass(frozen=True)
@@ -90,11 +91,21 @@ def frame_table(config: Config) -> Finding:
     data = config.data
     try:
         table = FrameTable.open(data.frames)
+    except DataError as error:
+        return Finding("frames", "error", str(error), "slidr frames CONFIG")
+    try:
         train = table.select(data.train_split, data.train_fraction)
         val = table.select(data.val_split)
     except DataError as error:
-        return Finding("frames", "error", str(error), "slidr frames CONFIG")
+        return Finding("frames", "error", str(error), "another split, or slidr frames CONFIG from tables that have it")
     return Finding("frames", "ok", f"{len(table)} keyframes: {len(train)} to train on, {len(val)} to validate on")
+
+
+def root_folder(config: Config) -> Finding | None:
+    """An error where there is nothing at all in the data root."""
+    if storage.list_names(config.data.root):
+        return None
+    return Finding("data root", "error", f"data.root: {config.data.root}: no such folder, or empty", "--data.root PATH")
 
 
 def labels(config: Config) -> Finding:
@@ -114,6 +125,9 @@ def data_root(config: Config, count: int, needs: Needs, whole: bool = False) -> 
     `whole` decodes every pixel; otherwise images' headers are compared. Superpixels are made of the images that are
     good, and the others named at the end, so damage is a warning there, unless nothing is good.
     """
+    gone = root_folder(config)
+    if gone is not None:
+        return gone
     tables = _tables(config, needs)
     chosen = [table[i] for table in tables for i in spread(len(table), count // len(tables)).tolist()]
     with ThreadPoolExecutor(_READERS) as pool:
@@ -123,7 +137,7 @@ def data_root(config: Config, count: int, needs: Needs, whole: bool = False) -> 
     if not problems:
         kind = "decoded" if whole else "opened"
         return Finding("data root", "ok", f"{config.data.root}: files of {len(chosen)} keyframes {kind}, none amiss")
-    text = problems[0] + _and_more(problems)
+    text = "; ".join(problems[:_SHOWN]) + _and_more(problems)
     if needs == SUPERPIXELS and len(problems) < len(found):
         return Finding("data root", "warning", text, "copy these files again; the others are done meanwhile")
     return Finding("data root", "error", text, "is data.root this table's data set? Else copy the files again")
@@ -149,7 +163,7 @@ def listing(config: Config, needs: Needs) -> Finding:
         for name in sorted(names - storage.list_names(storage.join(config.data.root, folder)))
     ]
     if gone:
-        text = f"{gone[0]} is not in {config.data.root}{_and_more(gone)}"
+        text = f"not in {config.data.root}: {', '.join(gone[:_SHOWN])}{_and_more(gone)}"
         return Finding("files", "error", text, "copy the missing files")
     return Finding("files", "ok", f"all {len(set(wanted))} {needs} of the table are there")
 
@@ -223,7 +237,7 @@ def _problem(look: Callable[[], None]) -> str | None:
 
 
 def _and_more(problems: Sequence[str]) -> str:
-    return f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return f" (and {len(problems) - _SHOWN} more)" if len(problems) > _SHOWN else ""
 
 
 def _ref(camera: Camera) -> ImageRef:

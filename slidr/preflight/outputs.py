@@ -59,11 +59,19 @@ def folders(config: Config, stage: Stage | None) -> Iterator[Finding]:
         try:
             ahead.append((_write_probe(folder), folder))
         except (OSError, DataError) as error:
-            yield Finding(key, status, f"{folder}: cannot be written ({error})", f"choose another {key}")
+            reason = getattr(error, "strerror", None) or error
+            yield Finding(key, status, f"{folder}: cannot be written ({reason})", f"choose another {key}")
         else:
             yield Finding(key, "ok", f"{folder}: can be written")
     if ahead:
         yield skew(*max(ahead, key=lambda found: abs(found[0])))
+
+
+def table_file(config: Config) -> Iterator[Finding]:
+    """An error where a folder has the frame table's name."""
+    path = config.data.frames
+    if not storage.is_remote(path) and os.path.isdir(storage.join(path)):
+        yield Finding("data.frames", "error", f"{path}: is a folder", f"--data.frames {path}/frames.parquet")
 
 
 def _vanishes(folder: str) -> bool:
@@ -139,7 +147,8 @@ def tracking_server(config: Config, stage: Stage | None = None) -> Finding:
         return Finding("tracking", "ok", shown)
     return Finding(
         "tracking", "warning" if stage == "tune" else "error", f"{shown}: {problem}",
-        "start the server (docs/cluster.md), or --tracking.uri null for a file in run.folder",
+        "choose another run.folder" if config.tracking.uri is None
+        else "start the server (docs/cluster.md), or --tracking.uri null for a file in run.folder",
     )  # fmt: skip
 
 

@@ -73,6 +73,17 @@ def test_jobs_look_around_first_and_stop_at_errors_without_starting_ray(
         preflight(spoilable, "pretrain", console)
 
 
+def test_maps_that_are_missing_and_cannot_be_written_are_an_error(spoilable: Config, tmp_path: Path) -> None:
+    assert by_name(checks.thorough(spoilable))["superpixels"].status == "ok"
+    maps = Path(folder_of(spoilable.superpixels))
+    next(maps.glob("*.png")).unlink()
+    assert by_name(checks.thorough(spoilable))["superpixels"].status == "warning"
+    (tmp_path / "file").write_text("")
+    blocked = replace(spoilable, superpixels=replace(spoilable.superpixels, folder=str(tmp_path / "file" / "maps")))
+    found = by_name(checks.thorough(blocked))["superpixels"]
+    assert (found.status, "another superpixels.folder" in found.next) == ("error", True)
+
+
 def test_tables_are_not_read_for_a_frame_table_that_cannot_be_written(prepared: Config, tmp_path: Path) -> None:
     from slidr import stages
 

@@ -103,6 +103,26 @@ def test_superpixels_are_cut_without_sweeps_and_of_the_images_that_are_whole(spo
     assert inputs.data_root(spoilable, 2, inputs.SUPERPIXELS).status == "error"  # another data set's root
 
 
+def test_a_data_root_that_is_not_there_is_named_itself_with_and_without_a_frame_table(spoilable: Config) -> None:
+    nowhere = replace(spoilable, data=replace(spoilable.data, root="/nowhere"))
+    for config in (nowhere, replace(nowhere, data=replace(nowhere.data, frames="/nowhere/frames.parquet"))):
+        found = by_name(checks.cheap(config))["data root"]
+        assert (found.status, found.what) == ("error", "data.root: /nowhere: no such folder, or empty")
+
+
+def test_several_damaged_files_are_named(spoilable: Config) -> None:
+    frame = FrameTable.open(spoilable.data.frames).select("parametrize")[0]
+    hurt = [camera.image_path for camera in frame.cameras]
+    for image in hurt:
+        Path(spoilable.data.root, image).unlink()
+    for finding in (
+        inputs.data_root(spoilable, 2, inputs.PRETRAINING),
+        inputs.listing(spoilable, inputs.PRETRAINING),
+    ):
+        assert sum(image in finding.what for image in hurt) == 5
+        assert "(and 1 more)" in finding.what
+
+
 def test_only_the_cameras_that_are_asked_for_are_looked_at(spoilable: Config) -> None:
     front, *others = spoilable.data.cameras
     rear = FrameTable.open(spoilable.data.frames).images(tuple(others[-1:]))

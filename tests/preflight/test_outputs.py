@@ -135,6 +135,13 @@ def test_a_bare_file_name_is_in_the_working_folder(
     assert by_name(outputs.folders(bare, "frames"))["data.frames"].what == ".: can be written"
 
 
+def test_a_folder_with_the_frame_tables_name_is_refused(prepared: Config, tmp_path: Path) -> None:
+    config = replace(prepared, data=replace(prepared.data, frames=str(tmp_path)))
+    (found,) = outputs.table_file(config)
+    assert (found.status, found.what) == ("error", f"{tmp_path}: is a folder")
+    assert list(outputs.table_file(prepared)) == []
+
+
 @pytest.mark.parametrize("stage", list(WRITTEN), ids=str)
 def test_a_submitted_job_may_not_write_into_the_copy_that_ray_deletes(
     stage: Stage | None, prepared: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
