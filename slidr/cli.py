@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -115,7 +118,7 @@ class ExportOptions:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command; returns the exit status (0 done, 1 failed, 2 wrong usage, 130 interrupted)."""
+    """Runs one command; returns the exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 143 terminated."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
@@ -124,18 +127,14 @@ def main(arguments: list[str] | None = None) -> int:
     if name not in OTHERS and name not in COMMANDS:
         print(f"slidr: unknown command {name!r}\n\n{usage()}", file=sys.stderr)
         return 2
+    again = " with --run.resume" if name in ("pretrain", "finetune") else ""
+    told: list[int] = []
     try:
-        if name == "synthesize":
-            return _synthesize(rest)
-        if name == "export":
-            return _export(rest)
-        if name == "plan":
-            return _plan(rest)
-        if name == "doctor":
-            return _doctor(rest)
-        return _run(name, rest)
+        with _sigterm_told(f"slidr: stopped by SIGTERM; the same command{again} goes on", told):
+            return _dispatch(name, rest)
     except KeyboardInterrupt:
-        again = " with --run.resume" if name in ("pretrain", "finetune") else ""
+        if told:
+            return 143
         print(f"slidr: interrupted; the same command{again} goes on", file=sys.stderr)
         return 130
     except Exception as error:
@@ -143,6 +142,41 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         print(f"slidr {name}: {error}", file=sys.stderr)
         return 1
+
+
+@contextlib.contextmanager
+def _sigterm_told(text: str, told: list[int]) -> Iterator[None]:
+    """In the block SIGTERM, as of `ray job stop` or a scheduler, is told of, noted in `told`, and acts as Ctrl-C does.
+
+    At once, since SIGKILL may follow within seconds; a second one changes nothing.
+    """
+
+    def end(signum: int, frame: object) -> None:
+        if not told:
+            told.append(signum)
+            print(text, file=sys.stderr, flush=True)
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only that one may handle signals
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+def _dispatch(name: str, rest: list[str]) -> int:
+    if name == "synthesize":
+        return _synthesize(rest)
+    if name == "export":
+        return _export(rest)
+    if name == "plan":
+        return _plan(rest)
+    if name == "doctor":
+        return _doctor(rest)
+    return _run(name, rest)
 
 
 def usage() -> str:

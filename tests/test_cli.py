@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
 
+from slidr import cli
 from slidr.cli import COMMANDS, main, override, usage
 from slidr.config import Config, TeacherConfig, load
 
@@ -87,3 +91,24 @@ def test_tuples_are_overridden_whole() -> None:
     changed = override(load(DEMO), ["--data.voxel.size", "0.2", "2", "0.2"])
     assert changed.data.voxel.size == (0.2, 2.0, 0.2)
     assert changed.data.cameras == load(DEMO).data.cameras
+
+
+def test_sigterm_is_told_at_once_and_ends_a_command_as_ctrl_c_does(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended: list[str] = []
+
+    def work(name: str, rest: list[str]) -> int:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+        finally:
+            ended.append(capsys.readouterr().err)
+        raise AssertionError("nothing ended it")
+
+    monkeypatch.setattr(cli, "_dispatch", work)
+    before = signal.getsignal(signal.SIGTERM)
+    assert cli.main(["pretrain", "any.yaml"]) == 143
+    assert ended == ["slidr: stopped by SIGTERM; the same command with --run.resume goes on\n"]
+    assert capsys.readouterr().err == ""
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -5,11 +5,15 @@ Import this module before any other import of ray: it turns telemetry off, which
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import secrets
+import signal
 import socket
+import threading
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,7 +72,7 @@ def start(
         }
     else:
         _probe(address)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _own_sigterm():
         warnings.simplefilter("ignore", FutureWarning)
         try:
             ray.init(address=address, **options)
@@ -120,6 +124,15 @@ def listen_on_loopback_only() -> None:
     takes this machine for one that cannot be part of a cluster; a private cluster is on such a machine.
     """
     ray_constants.ENABLE_RAY_CLUSTER = False
+
+
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keeps this process's own handler of SIGTERM, if it has one: Ray sets another."""
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    if callable(handler) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _probe(address: str) -> None:
