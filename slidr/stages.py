@@ -25,7 +25,7 @@ from slidr.models.export import export_openpcdet, export_safetensors, export_sli
 from slidr.models.files import read_checkpoint, write_checkpoint
 from slidr.models.weights import student_state
 from slidr.preflight.doctor import preflight
-from slidr.training.runs import folder_of
+from slidr.training.runs import RunFolder, folder_of
 from slidr.training.segment import build_segmenter
 from slidr.types import Frame
 
@@ -73,8 +73,9 @@ def run_pretraining(config: Config) -> dict[str, Any]:
     if "cross_entropy_lovasz" in config.loss.names:
         raise ConfigError("loss.names: cross_entropy_lovasz needs labels; it is for slidr finetune")
     preflight(config, "pretrain", console)
-    result = pretrain(config)
     folder = folder_of(config)
+    _tell_if_finished(config, folder)
+    result = pretrain(config)
     table = Table(title=f"{folder.path}: {result['steps']} steps, {result['epochs']} epochs", title_justify="left")
     table.add_column("held-out frames")
     table.add_column("trained", justify="right")
@@ -92,8 +93,9 @@ def run_finetuning(config: Config) -> dict[str, Any]:
     report = build_segmenter(config)[1]  # fails before any worker is started
     loaded = f"{config.student.weights}: {report}" if report else "random"
     console.print(f"weights: {loaded}")
-    result = finetune(config)
     folder = folder_of(config)
+    _tell_if_finished(config, folder)
+    result = finetune(config)
     title = f"{folder.path}: {result['steps']} steps, {result['epochs']} epochs"
     table = Table("validation", title=title, title_justify="left")
     table.add_column("last", justify="right")
@@ -178,6 +180,11 @@ def make_world(out: str | Path, world: WorldConfig, workers: int = 1) -> Path:
         )
     console.print(f"synthetic world: {root}")
     return root
+
+
+def _tell_if_finished(config: Config, folder: RunFolder) -> None:
+    if config.run.resume and folder.result() is not None:
+        console.print(f"{folder.path}: finished already; its scores again")
 
 
 _EXPORT_ENDINGS: dict[ExportFormat, str] = {

@@ -43,7 +43,7 @@ def counting(what: str, total: int, enabled: bool = True) -> Iterator[Callable[[
     """Shows how many of `total` are done; the block calls what it is given for each, with whether that one is good."""
     console = Console(stderr=True, soft_wrap=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    began = told = time.monotonic()
+    began, told = 0.0, time.monotonic()
     done = failed = 0
     drawn = enabled and (console.is_terminal or console.is_jupyter)
     if enabled and not drawn:  # it may be long until the first is done, where nodes are still to come
@@ -52,13 +52,15 @@ def counting(what: str, total: int, enabled: bool = True) -> Iterator[Callable[[
         task = bar.add_task(what, total=total)
 
         def count(good: bool) -> None:
-            nonlocal done, failed, told
+            nonlocal began, done, failed, told
+            now = time.monotonic()
+            began = began if done else now  # what came before the first, such as nodes, is no part of the rate
             done, failed = done + 1, failed + (not good)
             text = f"{what} ({failed} failed)" if failed else what
             bar.update(task, completed=done, description=text)
-            now = time.monotonic()
             if enabled and not drawn and now - told >= _PLAIN_SECONDS:
-                console.print(f"{text} {done}/{total}, {done / (now - began):.3g} a second", highlight=False)
+                rate = f", {(done - 1) / (now - began):.3g} a second" if now > began else ""
+                console.print(f"{text} {done}/{total}{rate}", highlight=False)
                 told = now
 
         yield count
