@@ -199,10 +199,10 @@ def test_a_student_in_a_store_is_exported_beside_itself(prepared: Config, tmp_pa
 def test_the_doctor_finds_everything_in_a_store_and_looks_at_its_clock(prepared: Config) -> None:
     findings = {finding.name: finding for finding in [*checks.cheap(prepared), *checks.thorough(prepared)]}
     assert {name: f.what for name, f in findings.items() if f.status != "ok"} == {}
-    assert "off the storage's" in findings["clock"].what
+    assert "off the clock of s3://" in findings["clock"].what
     nowhere = replace(prepared, run=replace(prepared.run, folder=prepared.run.folder.replace("bucket/", "no-bucket/")))
-    (refused,) = outputs.folders(nowhere, "pretrain")
-    assert (refused.name, refused.status) == ("run.folder", "error")
+    refused = {finding.name for finding in outputs.folders(nowhere, "pretrain") if finding.status == "error"}
+    assert refused == {"run.folder"}
 
 
 def test_nothing_temporary_is_left_in_the_store_nor_in_this_folder(prepared: Config, bucket: str) -> None:
