@@ -40,10 +40,7 @@ def cheap(config: Config | None, stage: Stage | None = None) -> list[Finding]:
         findings.append(inputs.data_root(config, inputs.FEW, needs))
         if needs == inputs.PRETRAINING:
             findings.append(inputs.superpixels(config, inputs.FEW, needed=stage is not None))
-    folders = list(outputs.folders(config, stage))
-    findings += folders
-    if all(folder.status != "error" for folder in folders):
-        findings += outputs.disk(config, stage)
+    findings += [*outputs.disk(config, stage), *outputs.folders(config, stage)]
     return [*findings, outputs.tracking_server(config, stage)] if runs_network else findings
 
 

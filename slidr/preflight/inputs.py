@@ -103,7 +103,10 @@ def frame_table(config: Config) -> Finding:
 
 def root_folder(config: Config) -> Finding | None:
     """An error where there is nothing at all in the data root."""
-    if storage.list_names(config.data.root):
+    try:
+        if storage.list_names(config.data.root):
+            return None
+    except OSError:  # it may not be listed; its files may be there all the same
         return None
     return Finding("data root", "error", f"data.root: {config.data.root}: no such folder, or empty", "--data.root PATH")
 

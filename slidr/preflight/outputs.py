@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import time
@@ -60,7 +61,10 @@ def folders(config: Config, stage: Stage | None) -> Iterator[Finding]:
             ahead.append((_write_probe(folder), folder))
         except (OSError, DataError) as error:
             reason = getattr(error, "strerror", None) or error
-            yield Finding(key, status, f"{folder}: cannot be written ({reason})", f"choose another {key}")
+            step = f"choose another {key}"
+            if getattr(error, "errno", None) == errno.ENOSPC:
+                step = f"free some space, or {step}"
+            yield Finding(key, status, f"{folder}: cannot be written ({reason})", step)
         else:
             yield Finding(key, "ok", f"{folder}: can be written")
     if ahead:
@@ -116,7 +120,11 @@ def disk(config: Config, stage: Stage | None) -> list[Finding]:
             need += len(config.tune.fractions) * len(config.tune.methods) * config.tune.seeds * student
         findings.append(space("run.folder", run_folder(config).path, need))
     if stage in (None, "superpixels") and job == "pretrain" and frame_table(config).status != "error":
-        pixels, there = images_to_cut(config) if stage == "superpixels" else ([], 0)
+        pixels: list[int] = []
+        there = 0
+        if stage == "superpixels":
+            with contextlib.suppress(OSError):  # a folder that cannot be listed: `folders` says so
+                pixels, there = images_to_cut(config)
         size = read_costs(PACKAGED).nearest("label_map", max([*pixels, 1]))
         left = sum(pixels) * (1 - there / max(len(pixels), 1))
         need = int(left * size.value / size.setting["pixels"]) if size is not None else 0

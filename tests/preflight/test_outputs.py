@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import http.server
+import os
 import threading
 from collections import namedtuple
 from collections.abc import Iterator
@@ -125,6 +127,15 @@ def test_a_job_that_may_write_but_not_delete_is_let_through(prepared: Config, mo
     assert {finding.status for finding in outputs.folders(prepared, "pretrain")} == {"ok"}
     (probe,) = left
     Path(probe).unlink()
+
+
+def test_a_full_disk_is_no_folder_to_give_up(prepared: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: str, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(outputs.storage, "write_bytes_atomic", full)
+    (found,) = outputs.folders(prepared, "pretrain")
+    assert (found.status, found.next) == ("error", "free some space, or choose another run.folder")
 
 
 def test_a_bare_file_name_is_in_the_working_folder(
