@@ -130,9 +130,11 @@ def listen_on_loopback_only() -> None:
 def _own_sigterm() -> Iterator[None]:
     """Keeps this process's own handler of SIGTERM, if it has one: Ray sets another."""
     handler = signal.getsignal(signal.SIGTERM)
-    yield
-    if callable(handler) and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)
+    try:
+        yield
+    finally:
+        if callable(handler) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 def _probe(address: str) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -91,3 +93,26 @@ def test_an_address_where_nothing_listens_is_refused_at_once(monkeypatch: pytest
         monkeypatch.setenv("RAY_ADDRESS", address)
         with pytest.raises(session.ClusterError, match=address):
             session.start(ClusterConfig())
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError("no cluster")])
+def test_a_handler_of_sigterm_outlives_rays_own(error: Exception | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**options: object) -> None:
+        signal.signal(signal.SIGTERM, lambda number, frame: None)  # as Ray does
+        if error is not None:
+            raise error
+
+    def own(number: int, frame: object) -> None: ...
+
+    monkeypatch.setattr(session.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(session.ray, "init", init)
+    monkeypatch.setattr(session.ray, "shutdown", lambda: None)
+    monkeypatch.setattr(session, "_quieten", lambda level: None)
+    monkeypatch.setattr(session, "_probe", lambda address: None)
+    before = signal.signal(signal.SIGTERM, own)
+    try:
+        with pytest.raises(session.ClusterError) if error is not None else contextlib.nullcontext():
+            session.start(ClusterConfig(address="10.0.0.1:6379"))
+        assert signal.getsignal(signal.SIGTERM) is own
+    finally:
+        signal.signal(signal.SIGTERM, before)
