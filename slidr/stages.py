@@ -20,7 +20,7 @@ from slidr.config import Config, ConfigError, WorldConfig
 from slidr.data import nuscenes, semantic_kitti, storage
 from slidr.data.frames import FrameTable, write_frames
 from slidr.data.synthetic import write_dataroot
-from slidr.models.download import shown, student_file
+from slidr.models.download import student_file
 from slidr.models.export import export_openpcdet, export_safetensors, export_slidr
 from slidr.models.files import read_checkpoint, write_checkpoint
 from slidr.models.weights import student_state
@@ -28,6 +28,7 @@ from slidr.preflight.doctor import preflight
 from slidr.training.runs import RunFolder, folder_of
 from slidr.training.segment import build_segmenter
 from slidr.types import Frame
+from slidr.urls import redact_url
 
 ExportFormat = Literal["openpcdet", "slidr", "safetensors"]
 
@@ -141,7 +142,7 @@ def export_student(checkpoint: str | Path, form: ExportFormat, out: str | Path |
     working folder. Both may be in an object store. Raises `WeightsError` for a file that cannot be read or holds no
     student.
     """
-    source = shown(os.fspath(checkpoint))
+    source = redact_url(os.fspath(checkpoint))
     contents = read_checkpoint(student_file(checkpoint))
     state = student_state(contents, source)
     path = os.fspath(out) if out is not None else _export_path(source, _EXPORT_ENDINGS[form])

@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "slidr"
 
 # Rooms from the ground up; a room may import its own level's and lower ones. See docs/architecture.md.
 LEVELS: list[set[str]] = [
+    {"urls"},
     {"types", "config"},
     {"ops", "sparse", "losses", "metrics"},
     {"data"},

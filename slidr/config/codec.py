@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from slidr.config.rules import check
 from slidr.config.schema import Config, ConfigError
+from slidr.urls import redact_url
 
 
 def decode(raw: dict[str, Any], source: str = "config") -> Config:
@@ -72,9 +73,7 @@ def public_dict(config: Config) -> dict[str, Any]:
         if isinstance(value, dict):
             return {key: public(inner) for key, inner in value.items()}
         if isinstance(value, str) and "://" in value and not value.startswith("sqlite:"):
-            scheme, _, rest = value.partition("://")
-            host, slash, path = rest.partition("?")[0].partition("/")
-            return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+            return redact_url(value)
         return value
 
     return public(to_dict(config))

@@ -13,6 +13,7 @@ import os
 import posixpath
 import random
 import socket
+import stat
 import time
 import uuid
 from collections.abc import Callable
@@ -23,7 +24,15 @@ from typing import IO, Any, TypeVar
 import pyarrow as pa
 from pyarrow import fs
 
+from slidr.urls import redact_url
+
 T = TypeVar("T")
+
+# The largest file of each kind that is read: far above any real one, and small enough not to fill memory.
+RECORD_BYTES = 64 * 2**20  # a JSON or YAML record, a note, a calibration
+SENSOR_BYTES = 256 * 2**20  # an image, a sweep, its labels, a superpixel map
+TABLE_BYTES = 4 * 2**30  # a table of nuScenes (sample_data.json of trainval: about 1.2 GB), a frame table, a journal
+WEIGHTS_BYTES = 8 * 2**30  # a checkpoint or weights
 
 ATTEMPTS = 5  # of a remote call
 PAUSE_S = 0.2  # before the second attempt; it doubles from one to the next
@@ -90,23 +99,48 @@ def safe_join(root: str | os.PathLike[str], relative: str) -> str:
     return path
 
 
-def read_bytes(path: str | os.PathLike[str]) -> bytes:
-    """A whole file. Raises `DataError` where there is none or it cannot be read."""
+def read_bytes(path: str | os.PathLike[str], limit: int = SENSOR_BYTES) -> bytes:
+    """A whole file of at most `limit` bytes.
+
+    Raises `DataError` where there is none, it cannot be read, it is larger, or it is not a regular file (reading a
+    FIFO or a device could wait forever).
+    """
 
     def read() -> bytes:
-        if not is_remote(path):
-            return Path(join(path)).read_bytes()
-        with _filesystem(path).open_input_file(_key(path)) as file:
-            return file.read()
+        if is_remote(path):
+            with _filesystem(path).open_input_file(_key(path)) as file:
+                _require_size(path, file.size(), limit)
+                return file.read()
+        with _open_regular(path) as file:
+            _require_size(path, os.fstat(file.fileno()).st_size, limit)
+            data = file.read(limit + 1)
+            _require_size(path, len(data), limit)  # it may have grown, or hide its size as /proc does
+            return data
 
     return _reading(path, read)
 
 
-def open_read(path: str | os.PathLike[str]) -> IO[bytes]:
+def open_read(path: str | os.PathLike[str], limit: int = TABLE_BYTES) -> IO[bytes]:
     """A file opened for reading at any position. Raises `DataError` as `read_bytes` does."""
-    if not is_remote(path):
-        return _reading(path, lambda: open(join(path), "rb"))
-    return _reading(path, lambda: _filesystem(path).open_input_file(_key(path)))
+
+    def opened() -> IO[bytes]:
+        file: Any = _filesystem(path).open_input_file(_key(path)) if is_remote(path) else _open_regular(path)
+        try:
+            _require_size(path, file.size() if is_remote(path) else os.fstat(file.fileno()).st_size, limit)
+        except DataError:
+            file.close()
+            raise
+        return file
+
+    return _reading(path, opened)
+
+
+def require_regular(path: str | os.PathLike[str], limit: int) -> None:
+    """Raises `DataError` unless `path` is a regular file of this machine that holds at most `limit` bytes.
+
+    For libraries that open a file by its name.
+    """
+    open_read(path, limit).close()
 
 
 def write_bytes_atomic(path: str | os.PathLike[str], data: bytes) -> None:
@@ -207,7 +241,39 @@ def _reading(path: str | os.PathLike[str], read: Callable[[], T]) -> T:
         if error.errno == errno.EMFILE:
             raise  # this process's own fault, not the file's
         reason = error.strerror or str(error) or type(error).__name__
-        raise DataError(f"{os.fspath(path)}: cannot be read ({reason}); check the path and the data root") from error
+        raise DataError(
+            f"{redact_url(os.fspath(path))}: cannot be read ({redact_url(reason)}); check the path and the data root"
+        ) from error
+
+
+def _open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
+    # Without O_NONBLOCK, opening a FIFO waits for a writer.
+    handle = os.open(join(path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        mode = os.fstat(handle).st_mode
+        if not stat.S_ISREG(mode):
+            raise DataError(f"{os.fspath(path)}: is {_KINDS.get(stat.S_IFMT(mode), 'not a file')}; expected a file")
+        return os.fdopen(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def _require_size(path: str | os.PathLike[str], size: int, limit: int) -> None:
+    if size > limit:
+        raise DataError(
+            f"{redact_url(os.fspath(path))}: holds {size} bytes, more than the {limit} that such a file may have; is "
+            "it the right file?"
+        )
+
+
+_KINDS = {
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFDIR: "a folder",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
 
 
 def _retrying(call: Callable[[], T]) -> T:
@@ -231,7 +297,7 @@ def _filesystem_of(base: str) -> fs.FileSystem:
     except pa.ArrowInvalid:
         scheme = base.partition("://")[0]
         raise DataError(
-            f"{base.partition('?')[0]}: {scheme}:// is no storage that can be read here; use s3:// or a path"
+            f"{redact_url(base)}: {scheme}:// is not a storage that can be read here; use s3:// or a path"
         ) from None
 
 

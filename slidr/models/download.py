@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 from slidr.data import storage
 from slidr.models import efficientnet
 from slidr.models.files import WeightsError, replacing
+from slidr.urls import redact_url
 
 EncoderName = Literal["resnet18", "resnet50", "vits16", "vits8", "vitb16", "vitb8", "efficientnet_lite0"]
 Progress = Callable[[int, int | None], None]  # bytes so far, bytes in all where the server says
@@ -130,14 +131,6 @@ def student_file(weights: str | Path, cache: str | Path | None = None) -> str:
     return name if storage.is_remote(name) else storage.join(name)  # file:// is a path
 
 
-def shown(url: str) -> str:
-    """A URL without what may be secret: user, password, query. Anything else as it is."""
-    if not url.startswith(("http://", "https://")):
-        return url
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}{parts.path}"
-
-
 def _local(weights: str, encoder: EncoderName) -> Path:
     if "://" in weights and not weights.startswith("file://"):
         raise WeightsError(f"weights: cannot read {weights!r}; use an https://, http:// or file:// URL, or a path")
@@ -154,7 +147,7 @@ def _fetched(url: str, path: Path, sha256: str | None, progress: Progress | None
         return path
     expected = sha256.lower() if sha256 is not None else _DIGEST_IN_NAME.get(path.name, "")
     request = urllib.request.Request(url, headers={"User-Agent": "slidr"})
-    _log.info("downloading %s to %s", shown(url), path)
+    _log.info("downloading %s to %s", redact_url(url), path)
     try:
         with urllib.request.urlopen(request, timeout=30) as response, replacing(path) as partial:
             length = response.headers.get("Content-Length")
@@ -168,17 +161,17 @@ def _fetched(url: str, path: Path, sha256: str | None, progress: Progress | None
                     if progress is not None:
                         progress(done, total)
             if total is not None and done != total:
-                raise WeightsError(f"{shown(url)}: got {done} of {total} bytes; try again, or put it at {path}")
+                raise WeightsError(f"{redact_url(url)}: got {done} of {total} bytes; try again, or put it at {path}")
             if not digest.hexdigest().startswith(expected):
                 raise WeightsError(
-                    f"{shown(url)}: expected SHA-256 {expected}, got {digest.hexdigest()}; nothing was kept"
+                    f"{redact_url(url)}: expected SHA-256 {expected}, got {digest.hexdigest()}; nothing was kept"
                 )
     except (OSError, HTTPException, ValueError) as error:
         if isinstance(error, WeightsError):
             raise
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
         raise WeightsError(
-            f"cannot download {shown(url)} ({reason}); download it elsewhere and put it at {path}, "
+            f"cannot download {redact_url(url)} ({reason}); download it elsewhere and put it at {path}, "
             f"or pass another file's path as the weights"
         ) from None
     return path

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from slidr.config import VoxelConfig
 from slidr.data import storage
-from slidr.models.download import EncoderName, resolve, shown, student_file
+from slidr.models.download import EncoderName, resolve, student_file
 from slidr.models.files import WeightsError, read_checkpoint
+from slidr.urls import redact_url
 
 __all__ = [
     "LoadReport",
@@ -146,7 +147,7 @@ def load_student(
     fine-tuning on other classes; it is then among the skipped. Raises `WeightsError` naming file and values
     where anything does not fit; the module is then unchanged.
     """
-    source = shown(str(path))
+    source = redact_url(str(path))
     checkpoint = read_checkpoint(student_file(path))
     if expect is not None:
         _agree(checkpoint.get("config", checkpoint.get("hyper_parameters")), expect, source)

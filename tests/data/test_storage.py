@@ -7,7 +7,9 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow.fs
 import pytest
@@ -148,3 +150,29 @@ def test_a_lasting_failure_of_a_store_is_raised_and_a_missing_file_is_not_tried_
     with pytest.raises(FileNotFoundError):
         storage.exists("s3://bucket/x")
     assert missing.calls == 1
+
+
+@pytest.mark.parametrize("read", [storage.read_bytes, storage.open_read])
+def test_only_regular_files_are_read_and_a_fifo_is_refused_at_once(tmp_path: Path, read: Callable[[str], Any]) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    for path, what in ((tmp_path / "fifo", "a FIFO"), (tmp_path, "a folder"), (Path("/dev/zero"), "a device")):
+        with pytest.raises(DataError, match=rf"^{path}: is {what}; expected a file$"):
+            read(str(path))
+
+
+@pytest.mark.parametrize("read", [storage.read_bytes, storage.open_read])
+def test_a_file_above_its_limit_is_refused_before_it_is_read(tmp_path: Path, read: Callable[[str], Any]) -> None:
+    path = tmp_path / "sparse"
+    with path.open("wb") as file:
+        file.truncate(10 * 2**30)
+    with pytest.raises(DataError, match=rf"^{path}: holds {10 * 2**30} bytes, more than the "):
+        read(str(path))
+
+
+def test_a_limit_holds_in_an_object_store_too(bucket: str) -> None:
+    path = storage.join(bucket, "limited")
+    storage.write_bytes_atomic(path, bytes(100))
+    assert len(storage.read_bytes(path, 100)) == 100
+    for read in (storage.read_bytes, storage.open_read):
+        with pytest.raises(DataError, match=r"^s3://bucket/data/limited: holds 100 bytes, more than the 99"):
+            read(path, 99)

@@ -189,5 +189,5 @@ def test_a_student_at_a_url_is_downloaded_once_loaded_and_exported(
 
 def test_a_student_in_a_storage_that_nobody_knows_is_refused_with_what_to_use() -> None:
     for use in (lambda: load_student(student(), "ftp://host/s.pt"), lambda: weights_digest("ftp://host/s.pt")):
-        with pytest.raises(WeightsError, match=r"ftp:// is no storage that can be read here; use s3:// or a path"):
+        with pytest.raises(WeightsError, match=r"ftp:// is not a storage that can be read here; use s3:// or a path"):
             use()

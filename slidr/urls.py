@@ -1,0 +1,34 @@
+"""URLs in messages, records and MLflow: without the secrets that they may carry."""
+
+from __future__ import annotations
+
+import re
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>`]+")
+_TRAILING = ".,;:)]}"  # punctuation of the sentence around a URL
+_PORT = re.compile(r":\d*$")
+
+
+def redact_url(text: str) -> str:
+    """`text` with every URL in it reduced to scheme, host, port and path: no user, password or query.
+
+    A plain path, and any text without a URL, comes back unchanged. Access keys (``s3://KEY:SECRET@bucket``), pre-signed
+    queries and tokens are removed, an unescaped "/" in a secret included.
+
+    >>> redact_url("s3://KEY:SE/CRET@bucket/a.pt?token=1: cannot be read")
+    's3://bucket/a.pt: cannot be read'
+    """
+    return _URL.sub(_redacted, text)
+
+
+def _redacted(match: re.Match[str]) -> str:
+    url = match[0].rstrip(_TRAILING)
+    trailing = match[0][len(url) :]
+    scheme, _, rest = url.partition("://")
+    location = re.split(r"[?#]" if scheme.startswith("http") else r"[?]", rest, maxsplit=1)[0]
+    host, slash, path = location.partition("/")
+    if "@" in host:
+        host = host.rpartition("@")[2]
+    elif "@" in path and ":" in host and not _PORT.search(host):
+        host, slash, path = location.rpartition("@")[2].partition("/")  # the secret holds an unescaped "/"
+    return f"{scheme}://{host}{slash}{path}{trailing}"
