@@ -14,7 +14,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from slidr.config.rules import check
-from slidr.config.schema import Config, ConfigError
+from slidr.config.schema import ADDED, Config, ConfigError
 from slidr.urls import redact_url
 
 
@@ -85,9 +85,25 @@ def dump(config: Config) -> str:
 
 
 def fingerprint(section: Any, length: int = 10) -> str:
-    """A short name for a dataclass's values: equal values, equal names, whatever the field order."""
-    text = json.dumps(dataclasses.asdict(section), sort_keys=True)
+    """A short name for a dataclass's values: equal values, equal names, whatever the field order.
+
+    A key declared with `schema.added` is left out while it has its default. So a new key changes no name that is
+    recorded already: superpixel folders, searches, run folders and evaluations stay valid.
+    """
+    text = json.dumps(_named(section), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+def _named(value: Any) -> Any:
+    """The values that a fingerprint covers, as plain dicts and lists."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = [(field, getattr(value, field.name)) for field in dataclasses.fields(value)]
+        return {field.name: _named(inner) for field, inner in fields if not _is_added_default(field, inner)}
+    return [_named(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def _is_added_default(field: dataclasses.Field[Any], value: Any) -> bool:
+    return bool(field.metadata.get(ADDED)) and value == field.default
 
 
 def _refuse_unknown(raw: Any, schema: type, path: tuple[str, ...], source: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 from slidr.types import CAMERA_CHANNELS
 
@@ -32,6 +32,14 @@ PrunerName = Literal["none", "asha"]
 
 
 MINKUNET_STRIDE = 16
+ADDED = "added"  # marks a field in its metadata, see `added`
+
+T = TypeVar("T")
+
+
+def added(default: T) -> T:
+    """A key that the first schema did not have. Fingerprints leave it out while it has its default."""
+    return field(default=default, metadata={ADDED: True})
 
 
 class ConfigError(ValueError):

@@ -48,7 +48,7 @@ def _load() -> ModuleType:
     return MinkowskiEngine
 
 
-ME = _load()
+ME: Any = _load()
 
 
 class Convolution(ME.MinkowskiConvolution):
