@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
 from slidr.ops.pooling import map_segment_mean, segment_mean
 from slidr.ops.upsampled import UpsampledMap
+from slidr.shapes import Float, Int64
 
 # All-gathers a local (M, C) tensor, M differing between workers, with gradients: every worker's rows,
 # concatenated in rank order, and the row at which this worker's begin. Every worker enters it, also with M =

@@ -6,8 +6,9 @@ from typing import Self
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int64, Real
 from torch import Tensor
+
+from slidr.shapes import Float, Float64, Int64, Real
 
 Labels = Tensor | np.ndarray
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int32, Int64, UInt16
+
+from slidr.shapes import Float32, Float64, Int32, Int64, UInt16
 
 if TYPE_CHECKING:  # tasks that cut superpixels start a second sooner without torch
     import torch

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "slidr"
 # Rooms from the ground up; a room may import its own level's and lower ones. See docs/architecture.md.
 LEVELS: list[set[str]] = [
     {"urls"},
-    {"types", "config"},
+    {"types", "shapes", "config"},
     {"ops", "sparse", "losses", "metrics"},
     {"data"},
     {"models"},
@@ -40,6 +40,7 @@ DOORS: dict[str, set[str]] = {
     "yaml": {"config/codec"},
     "triton": {"sparse/triton_kernels"},
     "llvmlite": {"sparse/cpu_kernels"},
+    "jaxtyping": {"shapes"},
 }
 
 # Rooms that must run where there is only torch and numpy.

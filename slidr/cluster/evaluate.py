@@ -11,7 +11,6 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Int64
 from torch import Tensor
 
 from slidr.cluster.loading import RayLoader
@@ -23,6 +22,7 @@ from slidr.data.loading import LocalLoader, ScanSource, require_labels, subset_f
 from slidr.data.submission import Submission
 from slidr.models.weights import load_student, voxel_expectation, weights_digest
 from slidr.report.scores import bar_chart, markdown, scores_of
+from slidr.shapes import Int64
 from slidr.training.locks import launching
 from slidr.training.loop import Outcome
 from slidr.training.runs import RunFolder, folder_of, identity

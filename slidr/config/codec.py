@@ -7,11 +7,9 @@ import difflib
 import hashlib
 import json
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
-
-import yaml
-from pydantic import TypeAdapter, ValidationError
 
 from slidr.config.rules import check
 from slidr.config.schema import ADDED, Config, ConfigError
@@ -23,10 +21,12 @@ def decode(raw: dict[str, Any], source: str = "config") -> Config:
 
     Missing keys take their defaults. Raises `ConfigError` naming `source` and every offending key.
     """
+    from pydantic import ValidationError  # here, so that whoever builds a Config in Python needs no pydantic
+
     _refuse_unknown(raw, Config, (), source)
     try:
         # As JSON, strictly: lists may become tuples and integers floats, but no text a number.
-        config = _ADAPTER.validate_json(json.dumps(raw, default=str), strict=True)
+        config = _adapter().validate_json(json.dumps(raw, default=str), strict=True)
     except ValidationError as error:
         lines = [
             f"{source}: {'.'.join(str(part) for part in e['loc'])}: {e['msg']}, got {e.get('input')!r}"
@@ -51,8 +51,10 @@ def load(path: str | Path) -> Config:
 
 def parse(text: str, source: str = "config") -> Config:
     """The config in a YAML text; `source` names it in errors."""
+    import yaml
+
     try:
-        raw = yaml.load(text, _Loader)  # a SafeLoader
+        raw = yaml.load(text, _yaml_classes()[0])  # a SafeLoader
     except yaml.YAMLError as error:
         raise ConfigError(f"{source}: is not YAML: {error}") from None
     if not isinstance(raw, dict):
@@ -81,7 +83,9 @@ def public_dict(config: Config) -> dict[str, Any]:
 
 def dump(config: Config) -> str:
     """A config as YAML that `load` reads back to the same value, but for what URLs keep secret."""
-    return yaml.dump(public_dict(config), Dumper=_Dumper, sort_keys=False)
+    import yaml
+
+    return yaml.dump(public_dict(config), Dumper=_yaml_classes()[1], sort_keys=False)
 
 
 def fingerprint(section: Any, length: int = 10) -> str:
@@ -120,16 +124,27 @@ def _refuse_unknown(raw: Any, schema: type, path: tuple[str, ...], source: str) 
             _refuse_unknown(value, types[key], (*path, key), source)
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's floats: PyYAML alone reads 1e-4 as text."""
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes what `_Loader` would take for a float."""
-
-
 _FLOAT = re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789"))
-_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789"))
 
-_ADAPTER: TypeAdapter[Config] = TypeAdapter(Config)
+
+@cache
+def _yaml_classes() -> tuple[Any, Any]:
+    """A safe loader that reads YAML 1.2's floats (PyYAML alone takes 1e-4 for text), and a dumper that fits it."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    class Dumper(yaml.SafeDumper):
+        pass
+
+    for kind in (Loader, Dumper):
+        kind.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789"))
+    return Loader, Dumper
+
+
+@cache
+def _adapter() -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Config)

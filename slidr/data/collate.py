@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Shaped
 from torch import Tensor
 
+from slidr.shapes import Shaped
 from slidr.types import PairBatch, PairSample, ScanBatch, ScanSample
 
 

@@ -19,12 +19,12 @@ from typing import Any, get_args
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Int64
 
 from slidr.config import DatasetName, step_of
 from slidr.data import storage
 from slidr.data.splits import every, every_counted
 from slidr.data.storage import DataError
+from slidr.shapes import Int64
 from slidr.types import Camera, Frame
 
 LAYOUT = 1

@@ -7,11 +7,11 @@ import io
 import os
 
 import numpy as np
-from jaxtyping import Float32, UInt8, UInt16
 from PIL import Image, UnidentifiedImageError
 
 from slidr.data import storage
 from slidr.data.storage import DataError
+from slidr.shapes import Float32, UInt8, UInt16
 
 NUSCENES_COLUMNS = 5  # x, y, z (m), intensity (0..255), ring
 KITTI_COLUMNS = 4  # x, y, z (m), remission (0..1)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from jaxtyping import Int64, Integer, UInt32
 
 from slidr.config import DatasetName
 from slidr.data.storage import DataError
+from slidr.shapes import Int64, Integer, UInt32
 
 NUSCENES_CLASSES = (
     "ignored",

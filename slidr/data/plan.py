@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int64
 
 from slidr.config import ConfigError
+from slidr.shapes import Int64
 
 
 def epoch_order(frames: int, seed: int, epoch: int) -> Int64[np.ndarray, " N"]:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 import numpy as np
-from jaxtyping import Float32, Int32, Int64, UInt16
 
 from slidr.config import AugmentConfig, DataConfig, StudentName
 from slidr.data import images as files
@@ -22,6 +21,7 @@ from slidr.data.storage import DataError
 from slidr.ops import augment
 from slidr.ops.pairing import pair_points
 from slidr.ops.voxelize import voxelize, voxelize_grid
+from slidr.shapes import Float32, Int32, Int64, UInt16
 from slidr.types import Camera, Frame, Pairing, PairSample, ScanSample
 
 Sample = TypeVar("Sample", PairSample, ScanSample)

@@ -6,11 +6,11 @@ The vehicle frame of a sequence is its left camera, in which its poses are given
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float64
 
 from slidr.data import storage
 from slidr.data.splits import SEMANTIC_KITTI_SEQUENCES, sequence_splits
 from slidr.data.storage import DataError
+from slidr.shapes import Float64
 from slidr.types import Frame
 
 SCAN_MICROSECONDS = 100_000  # ten sweeps a second, where a sequence has no times.txt

@@ -19,12 +19,12 @@ import uuid
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any, TypeVar
-
-import pyarrow as pa
-from pyarrow import fs
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from slidr.urls import redact_url
+
+if TYPE_CHECKING:  # loaded for object stores only: paths on this machine need no pyarrow
+    from pyarrow import fs
 
 T = TypeVar("T")
 
@@ -197,6 +197,8 @@ def exists(path: str | os.PathLike[str]) -> bool:
     """Whether there is a file or folder."""
     if not is_remote(path):
         return os.path.exists(join(path))
+    from pyarrow import fs
+
     return _retrying(lambda: _filesystem(path).get_file_info(_key(path)).type != fs.FileType.NotFound)
 
 
@@ -217,6 +219,8 @@ def list_names(folder: str | os.PathLike[str]) -> set[str]:
             return set(os.listdir(join(folder)))
         except (FileNotFoundError, NotADirectoryError):
             return set()
+    from pyarrow import fs
+
     selector = fs.FileSelector(_key(folder), allow_not_found=True)
     return {info.base_name for info in _retrying(lambda: _filesystem(folder).get_file_info(selector))}
 
@@ -292,6 +296,9 @@ def _retrying(call: Callable[[], T]) -> T:
 
 @lru_cache(maxsize=32)
 def _filesystem_of(base: str) -> fs.FileSystem:
+    import pyarrow as pa
+    from pyarrow import fs
+
     try:
         return fs.FileSystem.from_uri(base)[0]
     except pa.ArrowInvalid:

@@ -11,11 +11,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int64
 
 from slidr.config import DatasetName
 from slidr.data import storage
 from slidr.data.labels import CLASSES, semantic_kitti_raw
+from slidr.shapes import Int64
 from slidr.types import Frame
 
 # What a nuScenes submission has to say of its inputs.

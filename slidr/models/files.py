@@ -15,17 +15,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from slidr.data import storage
 
 # What published checkpoints hold besides tensors and plain values; none of it can run code when loaded.
-_HARMLESS = [
+_scalar: Any = np.float64(0).__reduce__()[0]  # how numpy pickles its numbers; its module differs between numpy 1 and 2
+_HARMLESS: list[Any] = [
     argparse.Namespace,
-    np.core.multiarray.scalar,  # type: ignore[attr-defined]
-    (np.core.multiarray.scalar, "numpy._core.multiarray.scalar"),  # type: ignore[attr-defined]  # numpy 2's name
+    (_scalar, "numpy.core.multiarray.scalar"),
+    (_scalar, "numpy._core.multiarray.scalar"),
     np.dtype,
     *(type(np.dtype(name)) for name in ("bool", "int32", "int64", "float32", "float64")),
 ]
@@ -94,6 +93,8 @@ def write_checkpoint(path: str | Path, contents: Mapping[str, Any]) -> str:
 
 def write_safetensors(path: str | Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
     """Saves tensors as safetensors, as `write_checkpoint` does; metadata as JSON, for `read_checkpoint`."""
+    from safetensors.torch import save_file
+
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     with _written_whole(path) as partial:
         save_file(tensors, str(partial), metadata={key: json.dumps(value) for key, value in metadata.items()})
@@ -132,6 +133,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(path, framework="pt") as file:
             metadata = {key: _parsed(value) for key, value in (file.metadata() or {}).items()}

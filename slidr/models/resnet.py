@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from jaxtyping import Float
 from torch import Tensor, nn
+
+from slidr.shapes import Float
 
 
 class BasicBlock(nn.Module):

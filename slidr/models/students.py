@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from slidr.config import StudentConfig, StudentName
 from slidr.models.minkunet import MinkUNet14, MinkUNet18, MinkUNet34C
 from slidr.models.voxelnet import VoxelNet, bev_features
+from slidr.shapes import Float
 from slidr.sparse import SparseTensor
 from slidr.types import PairBatch, ScanBatch
 

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from slidr.config import TeacherName
@@ -27,6 +26,7 @@ from slidr.models.resnet import ResNet, resnet18, resnet50
 from slidr.models.vit import VisionTransformer, vit_base, vit_small
 from slidr.models.weights import load_encoder
 from slidr.ops.upsampled import UpsampledMap
+from slidr.shapes import Float
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

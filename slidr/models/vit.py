@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor, nn
+
+from slidr.shapes import Float
 
 _PRETRAINED_SIDE = 224  # pixels; position embeddings are stored for this square
 

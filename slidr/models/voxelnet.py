@@ -10,9 +10,9 @@ import math
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from slidr.shapes import Float, Int
 from slidr.sparse.coordinates import CoordinateError, Triple
 from slidr.sparse.functional import sparse_conv
 from slidr.sparse.norm import norm_relu

@@ -8,9 +8,9 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, Int64, Shaped, UInt8
 from torch.nn import functional as F
 
+from slidr.shapes import Bool, Float, Float32, Int64, Shaped, UInt8
 from slidr.types import Pairing
 
 Size = tuple[int, int]  # height, width in pixels

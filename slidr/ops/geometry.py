@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float, Float64
+
+from slidr.shapes import Float, Float64
 
 Vector = Sequence[float] | Float[np.ndarray, " D"]
 

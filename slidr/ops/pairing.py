@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float
 
 from slidr.ops.geometry import transform
+from slidr.shapes import Float
 from slidr.types import Camera, Pairing
 
 

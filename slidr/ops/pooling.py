@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64
 from torch import Tensor
+
+from slidr.shapes import Float, Int64
 
 
 def segment_mean(

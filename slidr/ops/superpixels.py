@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import UInt8, UInt16
 from skimage import segmentation
+
+from slidr.shapes import UInt8, UInt16
 
 MAX_LABELS = 2**16
 HEAP_PER_PIXEL = 250  # bytes that `slic` takes at its peak, measured

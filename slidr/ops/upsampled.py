@@ -17,9 +17,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
+
+from slidr.shapes import Float, Int64
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Float32, Int32, Int64
+
+from slidr.shapes import Float, Float32, Int32, Int64
 
 
 @dataclass(frozen=True)

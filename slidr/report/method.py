@@ -6,13 +6,13 @@ import io
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from slidr.ops.upsampled import UpsampledMap
+from slidr.shapes import Float
 from slidr.types import PairBatch
 
 _RANGE = 30.0  # metres shown around the sensor, seen from above

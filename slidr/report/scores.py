@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int64
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from slidr.metrics import ConfusionMatrix, bootstrap_interval
+from slidr.shapes import Int64
 
 Scores = dict[str, Any]
 

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int32, Int64
 from torch import Tensor
 
+from slidr.shapes import Int32, Int64
 from slidr.sparse.kernel_map import KernelMap, strided_map, submanifold_map, window_map
 
 LIMIT = 2**15  # coordinates lie in [-LIMIT, LIMIT)

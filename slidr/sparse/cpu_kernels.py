@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
 from torch import Tensor
 
+from slidr.shapes import Float, Int64
 from slidr.sparse.cpu_ir import AVX2, AVX512, BLOCK, CONVOLVE, NEON, TRANSPOSE, WEIGHT_GRADIENT, Shape, module, panels
 from slidr.sparse.cpu_threads import in_parallel
 from slidr.sparse.gather import scratch

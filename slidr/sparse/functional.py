@@ -11,9 +11,9 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
+from slidr.shapes import Float
 from slidr.sparse import cpu_kernels, gather
 from slidr.sparse.choice import Algorithm, by_cpu_kernels, choose
 from slidr.sparse.kernel_map import KernelMap

@@ -9,9 +9,9 @@ from __future__ import annotations
 import threading
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
+from slidr.shapes import Float
 from slidr.sparse.kernel_map import KernelMap
 
 

@@ -14,8 +14,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Int64
 from torch import Tensor
+
+from slidr.shapes import Int64
 
 if TYPE_CHECKING:
     from slidr.sparse.coordinates import CoordinateSet, Triple

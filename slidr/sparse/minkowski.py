@@ -15,9 +15,9 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
+from slidr.shapes import Float
 from slidr.sparse.tensor import SparseTensor
 
 _MOVED_NAMES = ("Sequence", "Mapping", "Iterable", "Callable")

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
+from slidr.shapes import Float
 from slidr.sparse import functional
 from slidr.sparse.gather import scratch
 from slidr.sparse.kernel_map import KernelMap

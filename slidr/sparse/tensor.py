@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int32, Int64
 from torch import Tensor
 
+from slidr.shapes import Float, Int32, Int64
 from slidr.sparse.coordinates import CoordinateManager, CoordinateSet, Triple
 
 

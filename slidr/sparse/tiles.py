@@ -12,9 +12,9 @@ import itertools
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Int32
 from torch import Tensor
 
+from slidr.shapes import Int32
 from slidr.sparse.kernel_map import KernelMap
 
 ROWS = 64  # of a tile

@@ -14,9 +14,9 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from jaxtyping import Float
 from torch import Tensor
 
+from slidr.shapes import Float
 from slidr.sparse.kernel_map import KernelMap
 from slidr.sparse.tiles import ROWS, chunks_of, tiles_of
 

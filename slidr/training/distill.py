@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from slidr.config import Config, ConfigError, LossConfig
@@ -16,6 +15,7 @@ from slidr.models.students import build_student, student_rows
 from slidr.models.teachers import Teacher, build_teacher
 from slidr.models.weights import load_student, voxel_expectation
 from slidr.ops.upsampled import UpsampledMap
+from slidr.shapes import Float
 from slidr.training import workers
 from slidr.types import PairBatch
 

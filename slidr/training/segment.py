@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from slidr.config import Config, ConfigError
@@ -17,6 +16,7 @@ from slidr.losses import cross_entropy_lovasz
 from slidr.metrics import ConfusionMatrix
 from slidr.models.students import build_student, student_rows
 from slidr.models.weights import LoadReport, load_student, voxel_expectation
+from slidr.shapes import Float, Int64
 from slidr.training import workers
 from slidr.types import ScanBatch
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64
 from PIL import Image
 
 from slidr.config import ConfigError
@@ -24,6 +23,7 @@ from slidr.data.synthetic.names import ATTRIBUTES, CAMERAS, CATEGORIES, LIDAR, S
 from slidr.data.synthetic.raycast import pinhole
 from slidr.data.synthetic.sensors import Sweep, View, cast_shadows, render, sweep
 from slidr.data.synthetic.street import Street, build_street
+from slidr.shapes import Float64
 
 PARAMETERS = "parameters.json"
 KEYFRAME_SECONDS = 0.5

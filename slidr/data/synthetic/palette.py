@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float32
+
+from slidr.shapes import Float32
 
 Size = tuple[float, float, float]  # length, width, height of an object's box, metres
 

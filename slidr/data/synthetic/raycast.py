@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float64, Int32, Shaped
 
 from slidr.data.synthetic.shapes import corners
 from slidr.data.synthetic.textures import noise
+from slidr.shapes import Float64, Int32, Shaped
 
 NEAR = 0.3  # metres (times the ray's length): nothing nearer is seen
 SPECK = 0.4  # rays: parts whose outline covers fewer are left out

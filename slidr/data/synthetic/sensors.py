@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int32, UInt8
 
 from slidr.data.synthetic.raycast import RayGrid, cast, pinhole, spinning, taper_slopes
 from slidr.data.synthetic.shapes import Kind
 from slidr.data.synthetic.street import Look
 from slidr.data.synthetic.textures import Material, Spots, albedo, noise, smooth_noise
+from slidr.shapes import Float32, Float64, Int32, UInt8
 
 BEAMS = np.radians(np.linspace(-30.67, 10.67, 32))  # elevations, ring 0 lowest
 AZIMUTHS = 1084

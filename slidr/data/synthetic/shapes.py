@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 import numpy as np
-from jaxtyping import Float64
+
+from slidr.shapes import Float64
 
 PART = np.dtype(
     [

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float64
 
 from slidr.data.synthetic.names import LABEL
 from slidr.data.synthetic.objects import MAKERS
@@ -18,6 +17,7 @@ from slidr.data.synthetic.roadside import fence, lamp_post, street_furniture
 from slidr.data.synthetic.scenery import building, shrub, tree
 from slidr.data.synthetic.shapes import Kind, Parts, place
 from slidr.data.synthetic.textures import Material
+from slidr.shapes import Float64
 
 REACH = 80.0  # metres of street before the start and past the end of the ego car's way
 SIGHT, TALL = 70.0, 3.5  # metres along the street beyond which only things taller than this are kept

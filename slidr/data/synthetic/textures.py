@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
-from jaxtyping import Float32
+
+from slidr.shapes import Float32
 
 
 class Material(IntEnum):
