@@ -58,7 +58,7 @@ def pair_sample(
     """
     rng = sample_rng(seed, epoch, frame.token)
     cameras = _cameras(frame, data, rng if training and data.augment.shuffle_cameras else None)
-    points, intensity = _cloud(frame, data)
+    points, intensity = read_cloud(frame, data)
     pairing = pair_points(points, cameras, data.min_depth)
     if training:
         points = _augment_cloud(points, data.augment, rng)
@@ -112,7 +112,7 @@ def scan_sample(
         raise DataError(
             "student.name: voxelnet has no score per point; segment with a MinkUNet, or export it for detection"
         )
-    points, intensity = _cloud(frame, data)
+    points, intensity = read_cloud(frame, data)
     labels = point_labels(frame, data, len(points)) if labelled else np.zeros(len(points), np.int64)
     distance = np.hypot(points[:, 0], points[:, 1])
     if training:
@@ -174,7 +174,7 @@ def _view(
     """A camera's image, superpixels and pairs at `data.image_size`, cropped and flipped where there is an
     `rng`.
     """
-    image, superpixels = _read_image(camera, data), _read_superpixels(camera, labels_folder)
+    image, superpixels = read_camera(camera, data), read_superpixels(camera, labels_folder)
     options, size, point_index = data.augment, data.image_size, pairing.point_index
     if rng is not None and options.crop:
         crop = augment.draw_crop(
@@ -230,7 +230,7 @@ def _cameras(frame: Frame, data: DataConfig, rng: np.random.Generator | None) ->
     return cameras if rng is None else [cameras[i] for i in rng.permutation(len(cameras))]
 
 
-def _cloud(frame: Frame, data: DataConfig) -> tuple[Float32[np.ndarray, "N 3"], Float32[np.ndarray, " N"]]:
+def read_cloud(frame: Frame, data: DataConfig) -> tuple[Float32[np.ndarray, "N 3"], Float32[np.ndarray, " N"]]:
     """A sweep's points (m, lidar frame) and their intensity: nuScenes' as stored, SemanticKITTI's remission +
     1.
     """
@@ -286,14 +286,14 @@ def _keep_points(pairing: Pairing, kept: np.ndarray) -> Pairing:
     return Pairing((np.cumsum(kept) - 1)[pairs.point_index], pairs.camera_index, pairs.pixel)
 
 
-def _read_image(camera: Camera, data: DataConfig) -> np.ndarray:
+def read_camera(camera: Camera, data: DataConfig) -> np.ndarray:
     path = storage.safe_join(data.root, camera.image_path)
     image = files.read_image(path)
     _check_size(path, image, camera)
     return image
 
 
-def _read_superpixels(camera: Camera, labels_folder: str) -> UInt16[np.ndarray, "H W"]:
+def read_superpixels(camera: Camera, labels_folder: str) -> UInt16[np.ndarray, "H W"]:
     path = storage.safe_join(labels_folder, f"{camera.token}.png")
     if not storage.exists(path):
         raise DataError(f"{path}: superpixel map is missing; compute it with `slidr superpixels CONFIG`")
