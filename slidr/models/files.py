@@ -73,7 +73,7 @@ def _read_remote(uri: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder, Path(uri.partition("?")[0]).name)
         try:
-            copy.write_bytes(storage.read_bytes(uri))
+            copy.write_bytes(storage.read_bytes(uri, storage.WEIGHTS_BYTES))
             return read_checkpoint(copy)
         except storage.DataError as error:
             raise WeightsError(str(error)) from error

@@ -200,7 +200,7 @@ def student_state(checkpoint: Mapping[str, Any], source: str = "checkpoint") -> 
 def weights_digest(path: str | Path) -> str:
     """The SHA-256 of a student's file, wherever it is. Raises `WeightsError` where it cannot be read."""
     try:
-        return hashlib.sha256(storage.read_bytes(student_file(path))).hexdigest()
+        return hashlib.sha256(storage.read_bytes(student_file(path), storage.WEIGHTS_BYTES)).hexdigest()
     except storage.DataError as error:
         raise WeightsError(str(error)) from error
 

@@ -150,7 +150,7 @@ def write_weights(path: str, values: dict[str, Any]) -> None:
 
 def read(path: str) -> dict[str, Any]:
     """One checkpoint, on the CPU. Raises `CheckpointError` for a file that is damaged or of another kind."""
-    data = storage.read_bytes(path)
+    data = storage.read_bytes(path, storage.WEIGHTS_BYTES)
     try:
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises several unrelated types for a damaged archive
