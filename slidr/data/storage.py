@@ -112,9 +112,13 @@ def read_bytes(path: str | os.PathLike[str], limit: int = SENSOR_BYTES) -> bytes
                 _require_size(path, file.size(), limit)
                 return file.read()
         with _open_regular(path) as file:
-            _require_size(path, os.fstat(file.fileno()).st_size, limit)
-            data = file.read(limit + 1)
-            _require_size(path, len(data), limit)  # it may have grown, or hide its size as /proc does
+            size = os.fstat(file.fileno()).st_size
+            _require_size(path, size, limit)
+            data = file.read(size + 1)  # read(limit) would reserve that much memory at once
+            while len(data) > size:  # it has grown, or hides its size as /proc does
+                _require_size(path, len(data), limit)
+                size = len(data)
+                data += file.read(2**20)
             return data
 
     return _reading(path, read)

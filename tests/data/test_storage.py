@@ -176,3 +176,20 @@ def test_a_limit_holds_in_an_object_store_too(bucket: str) -> None:
     for read in (storage.read_bytes, storage.open_read):
         with pytest.raises(DataError, match=r"^s3://bucket/data/limited: holds 100 bytes, more than the 99"):
             read(path, 99)
+
+
+def test_reading_a_small_file_needs_no_more_memory_than_it_holds_whatever_its_limit(tmp_path: Path) -> None:
+    (tmp_path / "small").write_bytes(b"content")
+    code = (
+        "import resource, sys; from slidr.data import storage\n"
+        "resource.setrlimit(resource.RLIMIT_DATA, (2 * 10**9,) * 2)\n"
+        "sys.stdout.buffer.write(storage.read_bytes(sys.argv[1], storage.WEIGHTS_BYTES))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "small")], capture_output=True, check=False)
+    assert (done.returncode, done.stdout) == (0, b"content"), done.stderr.decode()
+
+
+def test_a_file_that_hides_its_size_is_read_whole_up_to_its_limit() -> None:
+    assert storage.read_bytes("/proc/self/status").startswith(b"Name:")
+    with pytest.raises(DataError, match=r"more than the 10 that"):
+        storage.read_bytes("/proc/self/status", 10)
