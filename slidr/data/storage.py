@@ -12,7 +12,6 @@ import errno
 import os
 import posixpath
 import random
-import socket
 import stat
 import time
 import uuid
@@ -21,6 +20,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
+from slidr.data.processes import has_ended, own_mark, parse_mark
 from slidr.urls import redact_url
 
 if TYPE_CHECKING:  # loaded for object stores only: paths on this machine need no pyarrow
@@ -37,7 +37,7 @@ WEIGHTS_BYTES = 8 * 2**30  # a checkpoint or weights
 ATTEMPTS = 5  # of a remote call
 PAUSE_S = 0.2  # before the second attempt; it doubles from one to the next
 _TEMPORARY = ".tmp-"
-_STALE_S = 600.0  # a temporary file of another machine that is older than this has no writer any more
+_STALE_S = 600.0  # a temporary file that is older than this has no writer any more
 
 
 class DataError(ValueError):
@@ -164,7 +164,7 @@ def write_bytes_atomic(path: str | os.PathLike[str], data: bytes) -> None:
         return
     target = Path(join(path))
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.parent / f"{_TEMPORARY}{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    temporary = target.parent / f"{_TEMPORARY}{own_mark() or 'unknown'}-{uuid.uuid4().hex[:8]}"
     try:
         with temporary.open("wb") as file:
             file.write(data)
@@ -179,17 +179,17 @@ def write_bytes_atomic(path: str | os.PathLike[str], data: bytes) -> None:
 def sweep_temporary(folder: str | os.PathLike[str]) -> int:
     """Deletes what writers that were killed left in a folder; returns how many files that were.
 
-    A writer of this machine is known to be gone by its process number, one of another machine by the file's
-    age.
+    A writer of this machine and process namespace is known to be gone by its mark (`slidr.data.processes`). Any other
+    one, as of another container, and one of an earlier version, is taken for gone once its file is old.
     """
     if is_remote(folder):
         return 0  # an upload that does not finish leaves no file (docs/cluster.md: what it may leave)
     swept = 0
     for file in Path(join(folder)).glob(f"{_TEMPORARY}*"):
-        host, _, pid = file.name.removeprefix(_TEMPORARY).rpartition("-")[0].rpartition("-")
+        writer = parse_mark(file.name.removeprefix(_TEMPORARY).rpartition("-")[0])
         try:
-            alone = host == socket.gethostname() and pid.isdigit() and not _is_running(int(pid))
-            if alone or time.time() - file.stat().st_mtime > _STALE_S:
+            gone = writer is not None and has_ended(writer)
+            if gone or time.time() - file.stat().st_mtime > _STALE_S:
                 file.unlink()
                 swept += 1
         except FileNotFoundError:
@@ -321,13 +321,3 @@ def _filesystem(path: str | os.PathLike[str]) -> Any:
 def _key(path: str | os.PathLike[str]) -> str:
     """The path inside its file system: bucket/key."""
     return os.fspath(path).partition("://")[2].partition("?")[0].rstrip("/")
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

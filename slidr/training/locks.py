@@ -12,7 +12,6 @@ import errno
 import fcntl
 import logging
 import os
-import re
 import socket
 import time
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from slidr.data import storage
+from slidr.data.processes import boot
 from slidr.training.runs import RunError, RunFolder
 
 # For what outlives a killed process: Ray ends a driver's workers within seconds, an NFSv4 server lets go of a lost
@@ -31,6 +31,7 @@ _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
 # No server, none of this kind here, or (NFS) none of a file opened for reading.
 _CANNOT = _REFUSED | {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.EBADF}
 _BUSY = {errno.EWOULDBLOCK, errno.EACCES}  # EACCES: SMB's
+_BOOT = "boot "  # begins the second line of a lock file
 _REPLACED = 10  # times in a row that a lock file can be another one by then; more, and its numbers mean nothing
 _log = logging.getLogger(__name__)
 
@@ -134,8 +135,8 @@ def _take(path: str, what: str, wait_s: float | None, then: str) -> BinaryIO | N
                 unsafe = "take care that nothing else uses"
                 _log.warning("%s: cannot be locked (%s); %s %s", path, error.strerror, unsafe, what)
                 return None
-            holder = _holder(file)
-        patience = wait_s if wait_s is not None else 0.0 if _is_here(holder) else WAIT_S
+            holder, here = _holder(file)
+        patience = wait_s if wait_s is not None else 0.0 if here else WAIT_S
         if time.monotonic() >= started + patience:
             raise InUse(f"{path}: {what} is in use by {holder}; {then}", holder)
         if not told:
@@ -180,25 +181,25 @@ def _is_at(file: BinaryIO, path: str) -> bool:
 
 
 def _sign(file: BinaryIO, of: str) -> None:
+    """Writes who holds the lock, and on a line of its own the boot of this machine, which no other machine shares."""
     if not file.writable():
         return
     name = f"process {os.getpid()} on {socket.gethostname()}" + (f" ({of})" if of else "")
     with contextlib.suppress(OSError):  # a full disk: the lock is held all the same
         file.truncate(0)
         file.seek(0)
-        file.write(name.encode())
+        file.write(f"{name}\n{_BOOT}{boot()}".encode())
         os.fsync(file.fileno())  # NFS: only then do other machines see it
 
 
-def _holder(file: BinaryIO) -> str:
+def _holder(file: BinaryIO) -> tuple[str, bool]:
+    """What the holder wrote about itself, and whether it is a process of this machine, in whatever container.
+
+    A host name does not tell: containers on two machines may share one.
+    """
     try:
         text = file.read().decode(errors="replace").strip()
     except OSError:  # SMB lets nobody read what another has locked
         text = ""
-    return text or "another process"
-
-
-def _is_here(holder: str) -> bool:
-    """Whether a holder named itself as a process of this machine."""
-    named = re.match(r"process \d+ on (\S+)", holder)
-    return named is not None and named[1] == socket.gethostname()
+    name, _, machine = text.partition("\n")
+    return name or "another process", machine == f"{_BOOT}{boot()}"

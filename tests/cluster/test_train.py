@@ -216,7 +216,7 @@ def test_of_two_processes_that_launch_a_run_one_is_refused_and_the_other_awaits_
 
 def test_the_worker_that_writes_holds_the_run_and_lets_go_of_it(on_ray: dict[int, Config]) -> None:
     lock = folder_of(on_ray[2]).file("lock.writer")
-    holder = Path(lock).read_text()
+    holder = Path(lock).read_text().splitlines()[0]
     process, host, launch = re.fullmatch(r"process (\d+) on (\S+) \((\w+-\d+)\)", holder).groups()  # type: ignore[union-attr]
     assert (int(process) != os.getpid(), host) == (True, socket.gethostname())
     assert launch in os.listdir(folder_of(on_ray[2]).file("ray"))

@@ -15,6 +15,7 @@ import pyarrow.fs
 import pytest
 
 from slidr.data import storage
+from slidr.data.processes import own_mark
 from slidr.data.storage import DataError
 
 
@@ -74,16 +75,30 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
 def test_sweeping_takes_what_dead_writers_left_and_nothing_else(tmp_path: Path) -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    here = socket.gethostname()
-    dead = tmp_path / f".tmp-{here}-{gone.pid}-0a1b2c3d"
-    alive = tmp_path / f".tmp-{here}-{os.getpid()}-0a1b2c3d"
-    elsewhere = tmp_path / ".tmp-another-machine-1-0a1b2c3d"
-    forgotten = tmp_path / ".tmp-another-machine-2-0a1b2c3d"
-    for file in (dead, alive, elsewhere, forgotten, tmp_path / "map.png"):
-        file.write_bytes(b"")
-    os.utime(forgotten, (0, 0))
-    assert storage.sweep_temporary(tmp_path) == 2
-    assert {file.name for file in tmp_path.iterdir()} == {alive.name, elsewhere.name, "map.png"}
+    mine, host = own_mark(), socket.gethostname()
+    assert mine is not None
+    swept = {
+        f"{mine._replace(pid=gone.pid)}-0a1b2c3d": None,
+        f"{mine._replace(start=mine.start - 1)}-0a1b2c3d": None,  # its process number has been given again
+        f"{mine._replace(place='0a1b2c3d4e5f', pid=gone.pid)}-0a1b2c3e": 0.0,  # of another container, and old
+        f"{host}-{gone.pid}-0a1b2c3d": 0.0,  # an earlier version's, and old
+        "another-machine-2-0a1b2c3d": 0.0,
+        "unknown-0a1b2c3d": 0.0,
+    }
+    kept = {
+        f"{mine}-0a1b2c3d": None,
+        f"{mine._replace(place='0a1b2c3d4e5f', pid=gone.pid)}-0a1b2c3d": None,  # runs, it may be, in another container
+        f"{host}-{gone.pid}-0a1b2c3e": None,  # the same of an earlier version, whose files name no more than the host
+        "another-machine-1-0a1b2c3d": None,
+        "unknown-0a1b2c3e": None,
+    }
+    for name, when in {**swept, **kept}.items():
+        (tmp_path / f".tmp-{name}").write_bytes(b"")
+        if when is not None:
+            os.utime(tmp_path / f".tmp-{name}", (when, when))
+    (tmp_path / "map.png").write_bytes(b"")
+    assert storage.sweep_temporary(tmp_path) == len(swept)
+    assert {file.name for file in tmp_path.iterdir()} == {"map.png", *(f".tmp-{name}" for name in kept)}
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "../x", "a/../../x", "a\\..\\x", "", "s3://other/x"])

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from slidr.data.processes import boot
 from slidr.training import locks
 from slidr.training.locks import InUse, await_writer, held, launching, writing
 from slidr.training.runs import RunError, RunFolder
@@ -60,7 +61,7 @@ def test_a_second_launch_is_refused_at_once_with_what_where_who_and_what_to_do(
 ) -> None:
     monkeypatch.setattr(locks, "_sleep", lambda seconds: pytest.fail("it waits"))
     path = folder.file("lock")
-    with other_process(path, f"process {{}} on {socket.gethostname()}") as other:
+    with other_process(path, f"process {{}} on {socket.gethostname()}\nboot {boot()}") as other:
         who = rf"the run mine is in use by process {other.pid} on {socket.gethostname()}"
         with (
             pytest.raises(InUse, match=rf"{path}: {who}; .*--run\.resume, or choose another --run\.name"),
@@ -69,7 +70,15 @@ def test_a_second_launch_is_refused_at_once_with_what_where_who_and_what_to_do(
             pass
 
 
-@pytest.mark.parametrize("name", ["process {} on elsewhere", "process {} on " + socket.gethostname() + "-2", ""])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "process {} on elsewhere",
+        f"process {{}} on {socket.gethostname()}\nboot 0a1b2c3d4e5f",  # a container elsewhere, of the same host name
+        f"process {{}} on {socket.gethostname()}",  # an earlier version's
+        "",
+    ],
+)
 def test_a_launch_waits_for_a_holder_that_may_be_another_machines_since_that_may_be_gone(
     folder: RunFolder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
@@ -78,7 +87,7 @@ def test_a_launch_waits_for_a_holder_that_may_be_another_machines_since_that_may
         monkeypatch.setattr(locks, "_sleep", lambda seconds: kill(other))
         with launching(folder):
             pass
-    holder = name.format(other.pid) or "another process"
+    holder = name.format(other.pid).partition("\n")[0] or "another process"
     assert caplog.messages == [f"the run mine is in use by {holder}: waiting at most 120 s for it to end"]
     monkeypatch.undo()
     monkeypatch.setattr(locks, "WAIT_S", 0.1)
@@ -253,7 +262,7 @@ def test_a_holders_name_is_on_the_servers_disk_before_its_block_runs(
     synced: list[str] = []
     monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.pread(descriptor, 99, 0).decode()))
     with launching(folder):
-        assert synced == [f"process {os.getpid()} on {socket.gethostname()}"]
+        assert synced == [f"process {os.getpid()} on {socket.gethostname()}\nboot {boot()}"]
 
 
 def test_a_lock_file_that_is_removed_as_it_is_locked_is_not_taken_for_the_lock(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import socket
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from slidr.config import Config, OptimConfig, RunConfig
 from slidr.data import storage
+from slidr.data.processes import own_mark
 from slidr.training.checkpoint import CheckpointError, CheckpointFolder
 from slidr.training.loop import Diverged, Outcome, fit
 
@@ -134,7 +134,9 @@ def test_a_damaged_newest_checkpoint_is_passed_over_with_a_warning(
         run(tmp_path / "broken", Numbers(stop=9))
     newest = sorted((tmp_path / "broken").glob("step-*.pt"))[-1]
     newest.write_bytes(newest.read_bytes()[: int(newest.stat().st_size * kept)])
-    half = newest.with_name(f".tmp-{socket.gethostname()}-999999999-0a1b2c3d")  # of a process that is no more
+    mark = own_mark()
+    assert mark is not None
+    half = newest.with_name(f".tmp-{mark._replace(pid=999_999_999)}-0a1b2c3d")  # of a process that has ended
     half.write_bytes(b"half")
     loader = Numbers()
     _, resumed, _ = run(tmp_path / "broken", loader)

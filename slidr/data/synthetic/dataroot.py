@@ -8,6 +8,7 @@ import io
 import json
 import multiprocessing
 import os
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -248,7 +249,7 @@ def _files(world: World, number: int, keyframe: int) -> dict[str, str]:
 def _write(path: Path, data: bytes) -> None:
     """Writes a file so that it is there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
         partial.write_bytes(data)
         os.replace(partial, path)
