@@ -10,13 +10,13 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 import tyro
 
-from slidr.config import Config, ConfigError, WorldConfig, check, load
+from slidr.config import Config, ConfigError, WorldConfig, check, load, user_path, with_used_paths
+from slidr.config.marks import wrong_numbers
 
 # Foreign libraries must not call home, nor print more than their errors.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -232,6 +232,7 @@ def override(config: Config, arguments: list[str], prog: str = "slidr", descript
         description=description,
         use_underscores=True,
     )
+    changed = with_used_paths(changed, "command line")
     check(changed, "command line")
     return changed
 
@@ -267,7 +268,8 @@ def _synthesize(rest: list[str]) -> int:
         description=_SYNTHESIZE,
         use_underscores=True,
     )
-    make_world(Path(out), world, workers=os.cpu_count() or 1)
+    _check_numbers(world)
+    make_world(_path(out), world, workers=os.cpu_count() or 1)
     return 0
 
 
@@ -282,7 +284,7 @@ def _export(rest: list[str]) -> int:
     checkpoint, *words = rest
     prog = f"slidr export {checkpoint}"
     options = tyro.cli(ExportOptions, args=words, prog=prog, description=_EXPORT)
-    export_student(checkpoint, options.format, options.out)
+    export_student(_path(checkpoint), options.format, None if options.out is None else _path(options.out))
     return 0
 
 
@@ -296,6 +298,9 @@ def _plan(rest: list[str]) -> int:
 
     path, *words = rest
     options, overrides = _own_options(PlanOptions, words, f"slidr plan {path}", _PLAN)
+    _check_numbers(options)
+    if options.costs is not None:
+        options = replace(options, costs=_path(options.costs))
     config = override(load(path), overrides, prog=f"slidr plan {path}", description=_PLAN)
     run_plan(config, options, shlex.join(["slidr", "plan", *rest]), console)
     return 0
@@ -314,6 +319,21 @@ def _doctor(rest: list[str]) -> int:
         print(f"slidr doctor: {overrides[0]} needs a CONFIG before it", file=sys.stderr)
         return 2
     return run_doctor(None if path is None else override(load(path), overrides, prog=prog), options)
+
+
+def _check_numbers(options: object) -> None:
+    """Raises `ConfigError` for a command's own options that are out of their range."""
+    problems = [f"--{name}: {fault}" for name, fault in wrong_numbers(options)]
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def _path(text: str) -> str:
+    """An argument that names a file or folder, as a path."""
+    try:
+        return user_path(text)
+    except ValueError as error:
+        raise ConfigError(f"command line: {error}") from None
 
 
 def _own_options(schema: type[T], words: list[str], prog: str, description: str) -> tuple[T, list[str]]:

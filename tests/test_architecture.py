@@ -37,7 +37,7 @@ DOORS: dict[str, set[str]] = {
     "skimage": {"ops/superpixels"},
     "MinkowskiEngine": {"sparse/minkowski"},
     "matplotlib": {"report"},
-    "yaml": {"config/codec"},
+    "yaml": {"config/yaml_text"},
     "triton": {"sparse/triton_kernels"},
     "llvmlite": {"sparse/cpu_kernels"},
     "jaxtyping": {"shapes"},

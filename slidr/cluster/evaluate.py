@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import cached_property
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from slidr.cluster.loading import RayLoader
 from slidr.cluster.train import train
-from slidr.config import Config, ConfigError, fingerprint
+from slidr.config import Config, ConfigError, absolute_path, fingerprint
 from slidr.data import storage
 from slidr.data.frames import FrameTable
 from slidr.data.loading import LocalLoader, ScanSource, require_labels, subset_frames
@@ -58,8 +57,8 @@ def evaluation_config(config: Config) -> Config:
             "evaluation.split: test has no public labels to score; set evaluation.submission to a folder for its "
             "predictions"
         )
-    path = _absolute(wanted.checkpoint)
-    submission = None if wanted.submission is None else _absolute(wanted.submission)
+    path = absolute_path(wanted.checkpoint)  # workers have another working directory
+    submission = None if wanted.submission is None else absolute_path(wanted.submission)
     table = FrameTable.open(config.data.frames)
     # A sweep's votes stay together, and as many sweeps as fit into the config's validation batch share a pass.
     sweeps = max(1, config.data.val_batch_size // wanted.votes)
@@ -86,7 +85,7 @@ def evaluation_config(config: Config) -> Config:
         identity(evaluated),
         fingerprint(evaluated.evaluation),
         table.fingerprint,
-        _absolute(config.data.root),
+        absolute_path(config.data.root),
     ]
     digest = hashlib.sha256("\n".join(what).encode()).hexdigest()[:8]
     name = f"{config.run.name}-evaluate-{wanted.split}-{digest}"
@@ -186,11 +185,6 @@ class EvaluateTask(SegmentTask):
         wanted = self.config.evaluation
         assert wanted.submission is not None
         return Submission(self.config.data.dataset, wanted.submission, wanted.split)
-
-
-def _absolute(path: str) -> str:
-    """Workers have another working directory."""
-    return path if storage.is_remote(path) else os.path.abspath(path)
 
 
 def _check_checkpoint(config: Config) -> None:

@@ -18,7 +18,7 @@ from slidr.cluster import session
 from slidr.cluster.loading import RayLoader
 from slidr.cluster.progress import follow
 from slidr.cluster.room import check_room, telling_waits
-from slidr.config import ClusterConfig, Config, ConfigError, decode, to_dict
+from slidr.config import ClusterConfig, Config, ConfigError, absolute_path, decode, to_dict, with_used_paths
 from slidr.data import storage
 from slidr.data.loading import LocalLoader, Source, Subset, train_plan
 from slidr.training import workers
@@ -151,8 +151,8 @@ def _run_to_result(config: Config, stage: Stage, folder: RunFolder, run: trackin
 def with_absolute_paths(config: Config) -> Config:
     """The config with its local paths made absolute, so that they mean the same in every process."""
 
-    def absolute(path: str) -> str:
-        return path if storage.is_remote(path) else os.path.abspath(path)
+    absolute = absolute_path
+    config = with_used_paths(config)  # one that was made in Python was not decoded
 
     def absolute_file(weights: str | None) -> str | None:
         """Published names and URLs stay what they are."""

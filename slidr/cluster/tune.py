@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from slidr.cluster.executor import run_agenda
 from slidr.cluster.train import with_absolute_paths
-from slidr.config import Config, ConfigError, dump, fingerprint, parse
+from slidr.config import Config, ConfigError, absolute_path, dump, fingerprint, parse
 from slidr.data import storage
 from slidr.data.frames import FrameTable
 from slidr.data.labels import CLASSES
@@ -203,8 +203,7 @@ def _claim(config: Config, tags: dict[str, str]) -> None:
 
 def results_folder(config: Config) -> RunFolder:
     """Where the tables and plots of a search go."""
-    path = config.tune.results or os.path.join("results", config.run.name)
-    return RunFolder(path if storage.is_remote(path) else os.path.abspath(path))
+    return RunFolder(absolute_path(config.tune.results or os.path.join("results", config.run.name)))
 
 
 def _set_aside(path: str) -> None:

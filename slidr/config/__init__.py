@@ -4,8 +4,9 @@ A config is plain frozen dataclasses (`schema`). One decoder (`codec`) reads YAM
 checkpoint; it refuses unknown keys, wrong types and combinations that cannot work (`rules`), naming the key's path.
 """
 
-from slidr.config.codec import decode, dump, fingerprint, load, parse, public_dict, to_dict
-from slidr.config.rules import check, step_of
+from slidr.config.codec import decode, dump, fingerprint, load, parse, public_dict, to_dict, with_used_paths
+from slidr.config.paths import absolute_path, user_path
+from slidr.config.rules import check, check_numbers, step_of
 from slidr.config.schema import (
     MINKUNET_STRIDE,
     AugmentConfig,
@@ -74,7 +75,9 @@ __all__ = [
     "TuneConfig",
     "VoxelConfig",
     "WorldConfig",
+    "absolute_path",
     "check",
+    "check_numbers",
     "decode",
     "dump",
     "fingerprint",
@@ -83,4 +86,6 @@ __all__ = [
     "public_dict",
     "step_of",
     "to_dict",
+    "user_path",
+    "with_used_paths",
 ]

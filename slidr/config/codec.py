@@ -6,14 +6,19 @@ import dataclasses
 import difflib
 import hashlib
 import json
-import re
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from slidr.config.marks import as_used
+from slidr.config.paths import user_path
 from slidr.config.rules import check
 from slidr.config.schema import ADDED, Config, ConfigError
+from slidr.config.yaml_text import read_yaml, write_yaml
 from slidr.urls import redact_url
+
+_MOST_BYTES = 2**20  # of a config file; a real one has some thousand
 
 
 def decode(raw: dict[str, Any], source: str = "config") -> Config:
@@ -33,30 +38,35 @@ def decode(raw: dict[str, Any], source: str = "config") -> Config:
             for e in error.errors()
         ]
         raise ConfigError("\n".join(lines)) from None
+    config = with_used_paths(config, source)
     check(config, source)
     return config
 
 
+def with_used_paths(config: Config, source: str = "config") -> Config:
+    """The config with every path as it is used (see `slidr.config.paths`). Raises `ConfigError` naming the key."""
+    try:
+        return as_used(config)
+    except ValueError as error:
+        raise ConfigError(f"{source}: {error}") from None
+
+
 def load(path: str | Path) -> Config:
     """The config in a YAML file."""
-    path = Path(path)
     try:
-        text = path.read_text()
+        path = user_path(path)
+        text = _text_of(path)
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: is not a text file; pass a YAML file such as configs/demo.yaml") from None
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); pass a file such as configs/demo.yaml") from None
-    return parse(text, str(path))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"{path}: cannot be read ({reason}); pass a file such as configs/demo.yaml") from None
+    return parse(text, path)
 
 
 def parse(text: str, source: str = "config") -> Config:
     """The config in a YAML text; `source` names it in errors."""
-    import yaml
-
-    try:
-        raw = yaml.load(text, _yaml_classes()[0])  # a SafeLoader
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{source}: is not YAML: {error}") from None
+    raw = read_yaml(text, source)
     if not isinstance(raw, dict):
         found = "nothing: the file is empty" if raw is None else type(raw).__name__
         raise ConfigError(f"{source}: expected a mapping of sections such as data: and optim:, got {found}")
@@ -83,9 +93,7 @@ def public_dict(config: Config) -> dict[str, Any]:
 
 def dump(config: Config) -> str:
     """A config as YAML that `load` reads back to the same value, but for what URLs keep secret."""
-    import yaml
-
-    return yaml.dump(public_dict(config), Dumper=_yaml_classes()[1], sort_keys=False)
+    return write_yaml(public_dict(config))
 
 
 def fingerprint(section: Any, length: int = 10) -> str:
@@ -110,6 +118,17 @@ def _is_added_default(field: dataclasses.Field[Any], value: Any) -> bool:
     return bool(field.metadata.get(ADDED)) and value == field.default
 
 
+def _text_of(path: str) -> str:
+    """A file's text. A pipe is read, too (a shell's `<(...)`), but nothing waits for a FIFO that nobody writes."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    os.set_blocking(handle, True)
+    with os.fdopen(handle, "rb") as file:
+        data = file.read(_MOST_BYTES + 1)
+    if len(data) > _MOST_BYTES:
+        raise ValueError(f"it holds more than {_MOST_BYTES} bytes")
+    return data.decode()
+
+
 def _refuse_unknown(raw: Any, schema: type, path: tuple[str, ...], source: str) -> None:
     if not isinstance(raw, dict):
         raise ConfigError(f"{source}: {'.'.join(path)}: expected a mapping, got {raw!r}")
@@ -122,25 +141,6 @@ def _refuse_unknown(raw: Any, schema: type, path: tuple[str, ...], source: str) 
             raise ConfigError(f"{source}: unknown key {dotted}; {hint}")
         if dataclasses.is_dataclass(types[key]):
             _refuse_unknown(value, types[key], (*path, key), source)
-
-
-_FLOAT = re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
-
-
-@cache
-def _yaml_classes() -> tuple[Any, Any]:
-    """A safe loader that reads YAML 1.2's floats (PyYAML alone takes 1e-4 for text), and a dumper that fits it."""
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        pass
-
-    class Dumper(yaml.SafeDumper):
-        pass
-
-    for kind in (Loader, Dumper):
-        kind.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789"))
-    return Loader, Dumper
 
 
 @cache

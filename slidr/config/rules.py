@@ -1,4 +1,4 @@
-"""What a well-typed config must fulfil besides: ranges, and keys that have to agree. One function a section."""
+"""What a well-typed config must fulfil besides: ranges (see `marks`), and keys that agree. One function a section."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import itertools
 import math
 import re
 from collections.abc import Callable
-from typing import get_args
+from typing import Any, get_args
 
+from slidr.config.marks import wrong_numbers
 from slidr.config.schema import (
     MINKUNET_STRIDE,
     ClusterConfig,
@@ -20,10 +21,9 @@ from slidr.config.schema import (
     MethodName,
     OptimConfig,
     RunConfig,
+    SearcherName,
     SpaceConfig,
-    SuperpixelConfig,
     TuneConfig,
-    WorldConfig,
 )
 from slidr.types import CAMERA_CHANNELS
 
@@ -59,20 +59,28 @@ def check(config: Config, source: str = "config") -> None:
         if not ok:
             problems.append(f"{source}: {key}: {message}")
 
+    check_numbers(config, source)  # first: what the rules compute with others would be nonsense
     _data(config, require)
-    _superpixels(config.superpixels, require)
     _student(config, require)
     _loss(config.loss, config.student.out_channels, require)
     _pretraining(config, require)
     _optim(config.optim, config.cluster, config.evaluation.checkpoint is not None, require)
-    _evaluation(config, require)
     _run(config, require)
     _cluster(config.cluster, require)
     _tune(config.tune, _shares(config.cluster, config.optim), require)
-    _world(config.world, require)
     _demo(config.demo, require)
     if problems:
         raise ConfigError("\n".join(problems))
+
+
+def check_numbers(section: Any, source: str = "config", key: str = "") -> None:
+    """Raises `ConfigError` for every number of a section that is not finite or outside its key's range.
+
+    A section is any dataclass whose numbers have `Limits`; `key` is its own name.
+    """
+    problems = [f"{source}: {name}: {fault}" for name, fault in wrong_numbers(section, key)]
+    if problems:
+        raise ConfigError("\n".join(dict.fromkeys(problems)))
 
 
 def _data(config: Config, require: Require) -> None:
@@ -81,17 +89,12 @@ def _data(config: Config, require: Require) -> None:
     require(not unknown, "data.cameras", f"unknown {unknown}; nuScenes has {list(CAMERA_CHANNELS)}")
     require(len(data.cameras) > 0, "data.cameras", "expected at least one")
     _fraction(data.train_fraction, "data.train_fraction", require)
-    require(data.max_val_frames is None or data.max_val_frames >= 1, "data.max_val_frames", "expected at least 1")
-    require(data.val_batch_size >= 1, "data.val_batch_size", "expected at least 1")
-    require(min(data.image_size) > 0, "data.image_size", f"got {data.image_size}, expected positive pixels")
     for key, (low, high) in {
         "scale": data.augment.scale,
         "crop_area": data.augment.crop_area,
         "crop_aspect": data.augment.crop_aspect,
     }.items():
-        require(0 < low <= high, f"data.augment.{key}", f"got [{low}, {high}], expected 0 < low <= high")
-    require(data.augment.crop_area[1] <= 1, "data.augment.crop_area", "a crop is at most the whole image (1.0)")
-    require(min(voxel.size) > 0, "data.voxel.size", f"got {voxel.size}, expected positive lengths")
+        require(low <= high, f"data.augment.{key}", f"got [{low}, {high}], expected 0 < low <= high")
     require(
         not (config.student.name == "voxelnet" and voxel.cylindrical),
         "data.voxel.cylindrical",
@@ -123,13 +126,6 @@ def _fraction(fraction: float, key: str, require: Require) -> None:
         require(False, key, str(error))
 
 
-def _superpixels(superpixels: SuperpixelConfig, require: Require) -> None:
-    require(superpixels.segments >= 1, "superpixels.segments", "expected at least 1")
-    require(superpixels.segments <= 65535, "superpixels.segments", "a label map holds at most 65535")
-    require(superpixels.compactness > 0, "superpixels.compactness", "expected a positive number")
-    require(superpixels.sigma >= 0, "superpixels.sigma", "expected at least 0")
-
-
 def _student(config: Config, require: Require) -> None:
     student = config.student
     voxelnet = student.name == "voxelnet"
@@ -138,9 +134,7 @@ def _student(config: Config, require: Require) -> None:
         "student.engine",
         "voxelnet runs on the torch engine only; set student.engine: torch",
     )
-    require(student.width > 0, "student.width", f"got {student.width}, expected a positive factor")
     require(not (voxelnet and student.width != 1.0), "student.width", "voxelnet has one width; set 1.0")
-    require(student.out_channels > 0, "student.out_channels", f"got {student.out_channels}, expected at least 1")
 
 
 def _loss(loss: LossConfig, classes: int, require: Require) -> None:
@@ -152,13 +146,10 @@ def _loss(loss: LossConfig, classes: int, require: Require) -> None:
     )
     weights = loss.class_weights
     require(
-        weights is None or (len(weights) == classes and min(weights) >= 0),
+        weights is None or len(weights) == classes,
         "loss.class_weights",
-        f"expected one weight of at least 0 for each of student.out_channels ({classes}) classes",
+        f"expected one weight for each of student.out_channels ({classes}) classes",
     )
-    require(loss.temperature > 0, "loss.temperature", "expected a positive number")
-    require(loss.min_points >= 1, "loss.min_points", "expected at least 1")
-    require(loss.pairs >= 1, "loss.pairs", "expected at least 1")
 
 
 def _pretraining(config: Config, require: Require) -> None:
@@ -174,12 +165,6 @@ def _pretraining(config: Config, require: Require) -> None:
 
 
 def _optim(optim: OptimConfig, cluster: ClusterConfig, evaluates: bool, require: Require) -> None:
-    require(0 < optim.lr < float("inf"), "optim.lr", "expected a positive number")
-    require(optim.head_lr is None or optim.head_lr > 0, "optim.head_lr", "expected a positive number or null")
-    require(0 <= optim.momentum < 1, "optim.momentum", "expected 0 <= momentum < 1")
-    require(optim.weight_decay >= 0, "optim.weight_decay", "expected at least 0")
-    for key in ("epochs", "batch_size", "accumulate"):
-        require(getattr(optim, key) >= 1, f"optim.{key}", "expected at least 1")
     # An evaluation is a run of no steps.
     least = 0 if evaluates else 1
     require(
@@ -209,16 +194,8 @@ def _shares(cluster: ClusterConfig, optim: OptimConfig) -> int:
     return math.lcm(*range(max(1, few), many + 1)) * max(1, optim.accumulate)
 
 
-def _evaluation(config: Config, require: Require) -> None:
-    require(config.evaluation.votes >= 1, "evaluation.votes", "expected at least 1")
-    require(config.evaluation.bootstrap >= 1, "evaluation.bootstrap", "expected at least 1")
-
-
 def _run(config: Config, require: Require) -> None:
     run: RunConfig = config.run
-    for key in ("log_every", "score_frames", "checkpoint_every", "keep_checkpoints"):
-        require(getattr(run, key) >= 1, f"run.{key}", "expected at least 1")
-    require(run.seed >= 0, "run.seed", "expected at least 0")
     require(
         re.fullmatch(r"\w[\w.-]*", run.name) is not None,
         "run.name",
@@ -240,13 +217,6 @@ def _cluster(cluster: ClusterConfig, require: Require) -> None:
         f"got {cluster.num_workers}, expected 0 (in this process), a number of workers, or [min, max] with "
         f"1 <= min <= max",
     )
-    for key in ("local_cpus", "superpixel_cpus"):
-        value = getattr(cluster, key)
-        require(value is None or value >= 1, f"cluster.{key}", "expected at least 1")
-    require(cluster.cpus_per_worker >= 1, "cluster.cpus_per_worker", "expected at least 1")
-    require(cluster.loader_cpus >= 1, "cluster.loader_cpus", "loading needs at least 1 CPU")
-    require(cluster.max_failures >= 0, "cluster.max_failures", "expected at least 0")
-    require(0 <= cluster.scale_up_s < float("inf"), "cluster.scale_up_s", "expected seconds, at least 0")
 
 
 def _tune(tune: TuneConfig, shares: int, require: Require) -> None:
@@ -266,27 +236,22 @@ def _tune(tune: TuneConfig, shares: int, require: Require) -> None:
     )
     spaces: dict[MethodName, SpaceConfig] = {"pretrained": tune.pretrained, "random": tune.random}
     for method, space in spaces.items():
-        _space(f"tune.{method}", space, 0 if tune.searcher == "grid" else 1e-300, shares, require)
+        _space(f"tune.{method}", space, tune.searcher, shares, require)
     require(
         (tune.trials is None) == (tune.searcher == "grid"),
         "tune.trials",
         "a grid has as many trials as combinations (null); random and tpe need a number",
     )
-    for key in ("trials", "round_size", "grace_epochs", "seeds"):
-        value = getattr(tune, key)
-        require(value is None or value >= 1, f"tune.{key}", f"got {value}, expected at least 1")
     require(tune.final_split != "test", "tune.final_split", "test has no public labels to score")
-    require(tune.max_loss > 0, "tune.max_loss", f"got {tune.max_loss}, expected a positive number")
-    require(tune.reduction >= 2, "tune.reduction", f"got {tune.reduction}, expected at least 2")
 
 
-def _space(path: str, space: SpaceConfig, least_decay: float, shares: int, require: Require) -> None:
+def _space(path: str, space: SpaceConfig, searcher: SearcherName, shares: int, require: Require) -> None:
     for name, values in dataclasses.asdict(space).items():
         key = f"{path}.{name}"
         ascending = all(a < b for a, b in itertools.pairwise(values))
         require(ascending, key, f"got {list(values)}, expected distinct values in ascending order")
-        least = least_decay if name == "weight_decay" else 1e-300
-        require(all(least <= value < float("inf") for value in values), key, "expected positive numbers")
+    # Proposals are drawn in the logarithm.
+    require(0 not in space.weight_decay or searcher == "grid", f"{path}.weight_decay", "expected positive numbers")
     require(
         all(size % shares == 0 for size in space.batch_size),
         f"{path}.batch_size",
@@ -294,16 +259,5 @@ def _space(path: str, space: SpaceConfig, least_decay: float, shares: int, requi
     )
 
 
-def _world(world: WorldConfig, require: Require) -> None:
-    for key in ("parametrize", "verify", "val", "keyframes"):
-        require(getattr(world, key) >= 1, f"world.{key}", f"got {getattr(world, key)}, expected at least 1")
-    require(0.02 <= world.scale <= 1, "world.scale", f"got {world.scale}, expected 0.02 to 1")
-
-
 def _demo(demo: DemoConfig, require: Require) -> None:
     require(len(set(demo.seeds)) == len(demo.seeds) >= 1, "demo.seeds", f"got {demo.seeds}, expected distinct seeds")
-    require(min(demo.seeds, default=0) >= 0, "demo.seeds", f"got {demo.seeds}, expected at least 0")
-    for key in ("probe_steps", "scene_steps"):
-        require(getattr(demo, key) >= 1, f"demo.{key}", f"got {getattr(demo, key)}, expected at least 1")
-    for key in ("probe_lr", "scene_lr"):
-        require(getattr(demo, key) > 0, f"demo.{key}", f"got {getattr(demo, key)}, expected a positive number")

@@ -1,10 +1,22 @@
-"""The schema of a config: one frozen dataclass a section, with the defaults and units of every key."""
+"""The schema of a config: one frozen dataclass a section, with the defaults, units and ranges of every key."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
+from slidr.config.marks import (
+    Count,
+    Fraction,
+    Limits,
+    Natural,
+    NotNegative,
+    PathText,
+    Positive,
+    Seed,
+    Share,
+    TrackingText,
+)
 from slidr.types import CAMERA_CHANNELS
 
 DatasetName = Literal["nuscenes", "semantic_kitti"]
@@ -42,6 +54,21 @@ def added(default: T) -> T:
     return field(default=default, metadata={ADDED: True})
 
 
+Length = Annotated[float, Limits(least=1e-3, most=360)]  # of a voxel: m, or degrees
+Pixels = Annotated[int, Limits(least=1, most=16384)]  # of an image's side
+Labels = Annotated[int, Limits(least=1, most=65535)]  # what 16 bits can name
+Workers = Annotated[int, Limits(least=0, most=100_000)]
+Cpus = Annotated[int, Limits(least=1, most=1_000_000)]
+Ratio = Annotated[float, Limits(above=0, most=1000)]
+Port = Annotated[int, Limits(least=1, most=65535)]
+Draws = Annotated[int, Limits(least=1, most=100_000)]
+Votes = Annotated[int, Limits(least=1, most=1000)]
+Jobs = Annotated[int, Limits(least=1, most=100_000)]  # each is held in memory
+Reduction = Annotated[int, Limits(least=2, most=1000)]
+Depth = Annotated[float, Limits(least=0, most=1000)]  # m
+Blur = Annotated[float, Limits(least=0, most=1000)]  # pixels
+
+
 class ConfigError(ValueError):
     """A configuration that cannot be used; the message names the key, what it got and what it takes."""
 
@@ -49,7 +76,7 @@ class ConfigError(ValueError):
 @dataclass(frozen=True)
 class VoxelConfig:
     cylindrical: bool = True  # (rho, phi, z) voxels; false: (x, y, z)
-    size: tuple[float, float, float] = (0.1, 1.0, 0.1)  # cylindrical: m, degrees, m; Cartesian: m, m, m
+    size: tuple[Length, Length, Length] = (0.1, 1.0, 0.1)  # cylindrical: m, degrees, m; Cartesian: m, m, m
     azimuth_wrap: bool = False  # true: the azimuth has no seam at 180 degrees (the original's has one)
 
     @property
@@ -64,15 +91,15 @@ class AugmentConfig:
 
     rotate: bool = True  # about z by U[0, 2 pi)
     flip_axes: bool = True  # x, then y, each with p = 0.5
-    scale: tuple[float, float] = (1.0, 1.0)  # global scale, U[low, high]
+    scale: tuple[Ratio, Ratio] = (1.0, 1.0)  # global scale, U[low, high]
     drop_cuboid: bool = True
-    drop_cuboid_max_side: float = 0.2  # of the cloud's extent
-    drop_cuboid_min_pairs: int = 1024  # undone where a camera would keep fewer
+    drop_cuboid_max_side: Share = 0.2  # of the cloud's extent
+    drop_cuboid_min_pairs: Natural = 1024  # undone where a camera would keep fewer
     crop: bool = True
-    crop_area: tuple[float, float] = (0.3, 1.0)  # of the image
-    crop_aspect: tuple[float, float] = (14 / 9, 17 / 9)  # width / height, drawn log-uniformly
-    crop_min_pairs: int = 1024  # a crop is drawn again until it keeps more pairs than this ...
-    crop_min_share: float = 0.75  # ... or more than this share of the image's pairs
+    crop_area: tuple[Fraction, Fraction] = (0.3, 1.0)  # of the image
+    crop_aspect: tuple[Ratio, Ratio] = (14 / 9, 17 / 9)  # width / height, drawn log-uniformly
+    crop_min_pairs: Natural = 1024  # a crop is drawn again until it keeps more pairs than this ...
+    crop_min_share: Share = 0.75  # ... or more than this share of the image's pairs
     flip_images: bool = True  # left-right, p = 0.5 per image
     shuffle_cameras: bool = True
 
@@ -80,17 +107,17 @@ class AugmentConfig:
 @dataclass(frozen=True)
 class DataConfig:
     dataset: DatasetName = "nuscenes"
-    root: str = "data/nuscenes"  # the dataroot: holds samples/, sweeps/ and the version's folder
+    root: PathText = "data/nuscenes"  # the dataroot: holds samples/, sweeps/ and the version's folder
     version: NuscenesVersion = "v1.0-trainval"
-    frames: str = "data/frames/nuscenes-trainval.parquet"  # the frame table that `slidr frames` writes
+    frames: PathText = "data/frames/nuscenes-trainval.parquet"  # the frame table that `slidr frames` writes
     train_split: SplitName = "parametrize"
     val_split: SplitName = "verify"
-    train_fraction: float = 1.0  # of the split's scenes (nuScenes) or scans (SemanticKITTI)
-    max_val_frames: int | None = None  # validate on this many frames, evenly spread; null: all
-    val_batch_size: int = 4  # frames of a validation batch, on one worker
+    train_fraction: Fraction = 1.0  # of the split's scenes (nuScenes) or scans (SemanticKITTI)
+    max_val_frames: Count | None = None  # validate on this many frames, evenly spread; null: all
+    val_batch_size: Count = 4  # frames of a validation batch, on one worker
     cameras: tuple[str, ...] = CAMERA_CHANNELS
-    image_size: tuple[int, int] = (224, 416)  # height, width fed to the teacher, pixels
-    min_depth: float = 1.0  # m; nearer points make no pairs
+    image_size: tuple[Pixels, Pixels] = (224, 416)  # height, width fed to the teacher, pixels
+    min_depth: Depth = 1.0  # m; nearer points make no pairs
     voxel: VoxelConfig = field(default_factory=VoxelConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
@@ -99,53 +126,53 @@ class DataConfig:
 class SuperpixelConfig:
     """SLIC parameters. Their fingerprint names the folder of the label maps."""
 
-    folder: str = "data/superpixels"  # holds one folder per parameter set
-    segments: int = 150
-    compactness: float = 6.0
-    sigma: float = 3.0  # pixels
+    folder: PathText = "data/superpixels"  # holds one folder per parameter set
+    segments: Labels = 150
+    compactness: Positive = 6.0
+    sigma: Blur = 3.0  # pixels
 
 
 @dataclass(frozen=True)
 class StudentConfig:
     name: StudentName = "minkunet34c"
     engine: Engine = "torch"
-    out_channels: int = 64
-    width: float = 1.0  # multiplies every hidden channel count of a MinkUNet
-    bn_momentum: float = 0.05
-    weights: str | None = None  # a checkpoint to start from
+    out_channels: Labels = 64
+    width: Annotated[float, Limits(above=0, most=64)] = 1.0  # multiplies every hidden channel count of a MinkUNet
+    bn_momentum: Share = 0.05  # of each batch in batch norm's running statistics
+    weights: PathText | None = None  # a checkpoint to start from
     freeze: bool = False  # fine-tuning: train the last layer only (a linear probe)
 
 
 @dataclass(frozen=True)
 class TeacherConfig:
     name: TeacherName = "dilation_resnet50"
-    weights: str | None = "moco_v2"  # a published name, a path, a URL, or null for random weights
+    weights: PathText | None = "moco_v2"  # a published name, a path, a URL, or null for random weights
     sha256: str | None = None  # of the weights file
 
 
 @dataclass(frozen=True)
 class LossConfig:
     names: tuple[LossName, ...] = ("superpixel_info_nce",)  # several are averaged
-    temperature: float = 0.07
-    min_points: int = 1  # superpixels with fewer paired points are dropped
-    pairs: int = 4096  # point_pixel_info_nce: pairs drawn per batch and worker
+    temperature: Positive = 0.07
+    min_points: Count = 1  # superpixels with fewer paired points are dropped
+    pairs: Count = 4096  # point_pixel_info_nce: pairs drawn per batch and worker
     gather_negatives: bool = False  # true: every worker's superpixels are negatives
-    class_weights: tuple[float, ...] | None = None  # cross_entropy_lovasz: of every class, the ignored one included
+    class_weights: tuple[NotNegative, ...] | None = None  # cross_entropy_lovasz: of all classes, the ignored included
 
 
 @dataclass(frozen=True)
 class OptimConfig:
     name: OptimizerName = "sgd"
-    lr: float = 0.5
-    head_lr: float | None = None  # fine-tuning: of the last layer; null: lr
-    momentum: float = 0.9
-    dampening: float = 0.1
-    weight_decay: float = 1e-4
+    lr: Positive = 0.5
+    head_lr: Positive | None = None  # fine-tuning: of the last layer; null: lr
+    momentum: Annotated[float, Limits(least=0, below=1)] = 0.9
+    dampening: Share = 0.1
+    weight_decay: NotNegative = 1e-4
     schedule: ScheduleName = "cosine"  # cosine and step count epochs, one_cycle counts steps
-    epochs: int = 50
-    max_steps: int | None = None  # optimizer steps after which training ends early
-    batch_size: int = 4  # frames per optimizer step, over all workers
-    accumulate: int = 1  # micro-batches per optimizer step
+    epochs: Count = 50
+    max_steps: Natural | None = None  # optimizer steps after which training ends early
+    batch_size: Count = 4  # frames per optimizer step, over all workers
+    accumulate: Count = 1  # micro-batches per optimizer step
     precision: Precision = "float32"  # of the forward pass; float16 and bfloat16 on GPU only
 
 
@@ -153,37 +180,37 @@ class OptimConfig:
 class EvaluationConfig:
     """What `slidr evaluate` does."""
 
-    checkpoint: str | None = None  # the fine-tuned student; the command line's --checkpoint
+    checkpoint: PathText | None = None  # the fine-tuned student; the command line's --checkpoint
     split: SplitName = "val"
-    votes: int = 1  # predictions averaged per sweep: itself, then randomly turned and flipped copies
-    bootstrap: int = 1000  # draws of frames for the interval of mIoU
-    submission: str | None = None  # a folder for predictions in the benchmark's format; null: none
+    votes: Votes = 1  # predictions averaged per sweep: itself, then randomly turned and flipped copies
+    bootstrap: Draws = 1000  # draws of frames for the interval of mIoU
+    submission: PathText | None = None  # a folder for predictions in the benchmark's format; null: none
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    folder: str = "runs"
+    folder: PathText = "runs"
     name: str = "slidr_minkunet"
-    seed: int = 0
+    seed: Seed = 0
     resume: bool = False  # continue this run from its newest intact checkpoint
-    checkpoint_every: int = 500  # optimizer steps between checkpoints; one more at each epoch's end
-    keep_checkpoints: int = 3  # the newest ones kept; the best is kept besides
-    log_every: int = 10  # optimizer steps between logged metrics
-    score_frames: int = 64  # held-out frames for the retrieval score
+    checkpoint_every: Count = 500  # optimizer steps between checkpoints; one more at each epoch's end
+    keep_checkpoints: Count = 3  # the newest ones kept; the best is kept besides
+    log_every: Count = 10  # optimizer steps between logged metrics
+    score_frames: Count = 64  # held-out frames for the retrieval score
 
 
 @dataclass(frozen=True)
 class ClusterConfig:
     address: str | None = None  # a running Ray cluster ("auto", ray://...); null starts one on this machine
     # Training processes; 0 trains in the calling process; [min, max]: as many as the cluster has room for at the time.
-    num_workers: int | tuple[int, int] = 1
+    num_workers: Workers | tuple[Workers, Workers] = 1
     use_gpu: bool = False
-    cpus_per_worker: int = 1
-    loader_cpus: int = 1  # CPUs kept free for loading, over all workers (of [min, max]: over max workers)
-    local_cpus: int | None = None  # CPUs that a cluster started here claims to have; null: this machine's
-    superpixel_cpus: int | None = None  # CPUs for `slidr superpixels`; null: all
-    max_failures: int = 0  # worker-group restarts before a run is given up
-    scale_up_s: float = 0.0  # seconds that training waits for an autoscaler to bring nodes; 0: refuse what has no room
+    cpus_per_worker: Cpus = 1
+    loader_cpus: Cpus = 1  # CPUs kept free for loading, over all workers (of [min, max]: over max workers)
+    local_cpus: Cpus | None = None  # CPUs that a cluster started here claims to have; null: this machine's
+    superpixel_cpus: Cpus | None = None  # CPUs for `slidr superpixels`; null: all
+    max_failures: Natural = 0  # worker-group restarts before a run is given up
+    scale_up_s: NotNegative = 0.0  # seconds to wait for an autoscaler to bring nodes; 0: refuse what has no room
 
     @property
     def elastic(self) -> bool:
@@ -213,9 +240,9 @@ class ClusterConfig:
 
 @dataclass(frozen=True)
 class TrackingConfig:
-    uri: str | None = None  # MLflow tracking URI; null: sqlite in run.folder
+    uri: TrackingText | None = None  # MLflow tracking URI; null: sqlite in run.folder
     experiment: str = "slidr"
-    ui_port: int = 5000  # of `slidr ui`, on loopback
+    ui_port: Port = 5000  # of `slidr ui`, on loopback
 
 
 @dataclass(frozen=True)
@@ -226,32 +253,32 @@ class SpaceConfig:
     between the first and the last value listed, batch sizes and epochs from the list.
     """
 
-    lr: tuple[float, ...] = (0.001, 0.1)
-    head_lr: tuple[float, ...] = ()
-    weight_decay: tuple[float, ...] = ()
-    batch_size: tuple[int, ...] = ()
-    epochs: tuple[int, ...] = ()
+    lr: tuple[Positive, ...] = (0.001, 0.1)
+    head_lr: tuple[Positive, ...] = ()
+    weight_decay: tuple[NotNegative, ...] = ()
+    batch_size: tuple[Count, ...] = ()
+    epochs: tuple[Count, ...] = ()
 
 
 @dataclass(frozen=True)
 class TuneConfig:
     """What `slidr tune` searches. Trials train on `data.train_split` and are compared on `data.val_split`."""
 
-    fractions: tuple[float, ...] = (0.01, 0.05, 0.1, 0.25, 1.0)  # of the labels, each searched on its own
+    fractions: tuple[Fraction, ...] = (0.01, 0.05, 0.1, 0.25, 1.0)  # of the labels, each searched on its own
     methods: tuple[MethodName, ...] = ("pretrained", "random")  # pretrained starts from student.weights
     pretrained: SpaceConfig = field(default_factory=SpaceConfig)
     random: SpaceConfig = field(default_factory=SpaceConfig)
     searcher: SearcherName = "random"
-    trials: int | None = 12  # of each fraction and method; null with a grid, which has as many as combinations
-    round_size: int = 4  # trials proposed together; they learn from the rounds before, never from each other
+    trials: Jobs | None = 12  # of each fraction and method; null with a grid, which has as many as combinations
+    round_size: Jobs = 4  # trials proposed together; they learn from the rounds before, never from each other
     pruner: PrunerName = "none"  # asha: ends trials early that do worse than earlier rounds' best did
-    max_loss: float = 100.0  # a trial whose training loss exceeds it has failed; chance is below 5
-    grace_epochs: int = 10  # asha: epochs that every trial gets; its first rung
-    reduction: int = 3  # asha: a rung lets the best 1/reduction go on, and lies that much further than the last
-    seeds: int = 3  # retrainings of each winner, on final_train_split
+    max_loss: Positive = 100.0  # a trial whose training loss exceeds it has failed; chance is below 5
+    grace_epochs: Count = 10  # asha: epochs that every trial gets; its first rung
+    reduction: Reduction = 3  # asha: a rung lets the best 1/reduction go on, and lies that much further than the last
+    seeds: Jobs = 3  # retrainings of each winner, on final_train_split
     final_train_split: SplitName = "train"
     final_split: SplitName = "val"  # scored once for each retrained winner, read by nothing before
-    results: str | None = None  # folder of the tables and plots; null: results/ and run.name
+    results: PathText | None = None  # folder of the tables and plots; null: results/ and run.name
     fresh: bool = False  # true (--fresh): set an earlier search of this name aside and start anew
 
 
@@ -259,23 +286,23 @@ class TuneConfig:
 class WorldConfig:
     """The synthetic world that the demo makes when `data.root` holds none."""
 
-    parametrize: int = 8  # scenes to train on
-    verify: int = 2  # scenes to choose on
-    val: int = 2  # scenes to report on
-    keyframes: int = 8  # a scene, 0.5 s apart
-    scale: float = 0.25  # of 1600 x 900 pixels
-    seed: int = 0
+    parametrize: Count = 8  # scenes to train on
+    verify: Count = 2  # scenes to choose on
+    val: Count = 2  # scenes to report on
+    keyframes: Jobs = 8  # a scene, 0.5 s apart
+    scale: Annotated[float, Limits(least=0.02, most=1)] = 0.25  # of 1600 x 900 pixels
+    seed: Seed = 0
 
 
 @dataclass(frozen=True)
 class DemoConfig:
     """The demo's last stage: what the student is worth with few labels (see `slidr.label_efficiency`)."""
 
-    seeds: tuple[int, ...] = (0, 1)  # of the fine-tunings; two at least show a spread
-    probe_steps: int = 60
-    probe_lr: float = 0.06
-    scene_steps: int = 60  # of fine-tuning with the labels of one scene
-    scene_lr: float = 0.02
+    seeds: tuple[Seed, ...] = (0, 1)  # of the fine-tunings; two at least show a spread
+    probe_steps: Count = 60
+    probe_lr: Positive = 0.06
+    scene_steps: Count = 60  # of fine-tuning with the labels of one scene
+    scene_lr: Positive = 0.02
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
+from slidr.config.paths import from_file_uri
 from slidr.data.processes import has_ended, own_mark, parse_mark
 from slidr.urls import redact_url
 
@@ -53,7 +54,7 @@ def join(root: str | os.PathLike[str], *parts: str) -> str:
     """`root` and then `parts`, with the root's query string, if it has one, kept at the end."""
     base = os.fspath(root)
     if not is_remote(base):
-        return os.path.join(base.removeprefix("file://"), *parts)
+        return os.path.join(from_file_uri(base) if base.startswith("file://") else base, *parts)
     base, mark, query = base.partition("?")
     return posixpath.join(base, *parts) + mark + query
 

@@ -14,7 +14,8 @@ from torch import nn
 
 from slidr.cluster import session
 from slidr.cluster.superpixels import folder_of
-from slidr.config import Config, ConfigError, TuneConfig
+from slidr.config import Config, TuneConfig
+from slidr.config.marks import Count, Natural
 from slidr.data import storage
 from slidr.data.frames import FrameTable
 from slidr.data.loading import subset_frames
@@ -33,9 +34,9 @@ from slidr.tuning.jobs import Group, Job, job_config
 class PlanOptions:
     """Options of `slidr plan`. Without --nodes: the cluster of cluster.address, else this machine."""
 
-    nodes: int | None = None  # machines of the cluster to plan for
-    cpus: int = 1  # of each node
-    gpus: int = 0  # of each node
+    nodes: Count | None = None  # machines of the cluster to plan for
+    cpus: Count = 1  # of each node
+    gpus: Natural = 0  # of each node
     measure: bool = False  # measure the unit costs on this machine first
     costs: str | None = None  # a file of unit costs besides the package's; --measure writes there
     json: bool = False  # print JSON
@@ -110,9 +111,6 @@ def labels_of(config: Config) -> list[Labels]:
 def machines_of(config: Config, options: PlanOptions) -> Machines:
     """The cluster that the options describe, else the connected or named one, else this machine."""
     if options.nodes is not None:
-        for name, value, least in (("nodes", options.nodes, 1), ("cpus", options.cpus, 1), ("gpus", options.gpus, 0)):
-            if value < least:
-                raise ConfigError(f"--{name}: got {value}, expected at least {least}")
         many = "1 node" if options.nodes == 1 else f"{options.nodes} nodes"
         name = f"{many} of {options.cpus} CPUs and {options.gpus} GPUs"
         return Machines(options.nodes * options.cpus, options.nodes * options.gpus, name)

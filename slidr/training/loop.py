@@ -259,7 +259,8 @@ def _wrap(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def _step_seed(seed: int, step: int) -> int:
-    return seed * 1_000_003 + step * workers.world_size() + workers.rank()
+    """A seed for every (seed, step, rank). The generators take 64 bits: large ones wrap around."""
+    return (seed * 1_000_003 + step * workers.world_size() + workers.rank()) % 2**64
 
 
 class _Meter:

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from slidr.config import Config, MethodName, TuneConfig
+from slidr.config import Config, MethodName, TuneConfig, check_numbers
+from slidr.config.marks import INT64
 from slidr.data import storage
 from slidr.training.runs import RunFolder, folder_of
 
@@ -123,12 +124,14 @@ def job_config(config: Config, job: Job) -> Config:
     seed = config.run.seed
     if job.kind == "final":
         data = replace(data, train_split=tune.final_train_split, max_val_frames=1)
-        seed += 1 + job.index
+        seed = (seed + 1 + job.index) % (INT64 + 1)  # stays a seed
+    optim = replace(config.optim, **job.values)
+    check_numbers(optim, f"{job.group.name}/{job.name}", "optim")
     return replace(
         config,
         data=data,
         student=config.student if job.group.method == "pretrained" else replace(config.student, weights=None),
-        optim=replace(config.optim, **job.values),
+        optim=optim,
         run=replace(
             config.run,
             folder=storage.join(search_folder(config).path, job.group.name),
