@@ -44,7 +44,9 @@ from PIL import Image
 from slidr.config import ClusterConfig, SuperpixelConfig
 from slidr.data import images as files
 from slidr.data import storage
-from slidr.data.frames import ROW_GROUP, FrameTable, ImageRef, write_frames
+from slidr.data.frames import ROW_GROUP, FrameTable, write_frames
+from slidr.data.image_list import ImageRef
+from slidr.data.label_maps import map_path
 from slidr.data.plan import TrainPlan
 from slidr.types import CAMERA_CHANNELS, Camera, Frame
 
@@ -175,10 +177,8 @@ def measure_tables(folder: Path) -> list[dict[str, Any]]:
 
 def trivial_map(image: ImageRef, root: str, folder: str, config: SuperpixelConfig) -> None:
     """Stands in for `compute_map`: no image is read, no superpixel cut; a small label map is written all the same."""
-    from slidr.cluster.superpixels import map_path
-
     labels = np.zeros((9, 16), np.uint16)
-    storage.write_bytes_atomic(map_path(folder, image), files.encode_label_map(labels))
+    storage.write_bytes_atomic(map_path(folder, image.token), files.encode_label_map(labels))
 
 
 def measure_overhead(folder: Path, count: int) -> dict[str, Any]:

@@ -8,15 +8,14 @@ damaged.
 from __future__ import annotations
 
 import json
-import struct
 import time
-import zlib
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import pyarrow as pa
+import numpy as np
 import ray
 import ray.data
 
@@ -26,19 +25,23 @@ from slidr.cluster.progress import counting
 from slidr.config import ClusterConfig, DataConfig, SuperpixelConfig, fingerprint
 from slidr.data import images as files
 from slidr.data import storage
-from slidr.data.frames import FrameTable, ImageRef
-from slidr.data.storage import DataError
+from slidr.data.frames import FrameTable
+from slidr.data.image_list import ImageList, ImageRef
+from slidr.data.label_maps import PARAMETERS, map_path
+from slidr.data.records import read_json
+from slidr.data.storage import SENSOR_BYTES, DataError
 from slidr.ops.superpixels import HEAP_PER_PIXEL, slic
 from slidr.types import Frame
 
 Compute = Callable[[ImageRef, str, str, SuperpixelConfig], None]  # image, root, folder, parameters
 
-PARAMETERS, MANIFEST = "parameters.json", "manifest.json"
+MANIFEST = "manifest.json"
 _MOST = 64  # images of one task: each costs Ray some 20 ms
 _LEAST, _LEAST_PIXELS = 4, 1.44e6  # and fewest: a second or two, as Ray Data gives a CPU its next task 0.2 s late
 _SHARE = 0.75  # of what is left for each CPU, in one task: more saves pauses, less ends more evenly
 _CPUS_TO_COME = 32  # where there are none yet: an autoscaled cluster
 _CHECKERS = 16  # threads that look for damaged maps
+_AHEAD = 8 * _CHECKERS  # maps that are read or wait for a thread
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,8 @@ def compute_superpixels(
 
     An image that cannot be read is reported and the rest is done; so the caller ends with a failure where
     `report.failed` is not empty. Beside the maps lie their parameters and, once all is done, a manifest.
-    Raises `DataError` where the folder cannot be written or holds other parameters' maps.
+    Raises `DataError` where the folder cannot be written or holds other parameters' maps, where two images have one
+    token, and where a token cannot name a file.
     """
     return compute_images(_images(frames, data), data.root, config, cluster, progress)
 
@@ -82,9 +86,10 @@ def compute_images(
     progress: bool = True,
     compute: Compute | None = None,
 ) -> SuperpixelReport:
-    """`compute_superpixels` of a list of distinct images; `compute` makes one image's map (`compute_map`)."""
+    """`compute_superpixels` for a list of images; `compute` makes one image's map (`compute_map`)."""
     began = time.monotonic()
     folder = folder_of(config)
+    images = (images if isinstance(images, ImageList) else ImageList.of(images)).distinct()
     _write_parameters(folder, config)
     storage.sweep_temporary(folder)
     missing = missing_maps(folder, images, progress)
@@ -110,80 +115,71 @@ def compute_images(
 
 def compute_map(image: ImageRef, root: str, folder: str, config: SuperpixelConfig) -> None:
     """Writes one image's label map. Raises `DataError` for an image that cannot be used."""
-    path = storage.safe_join(root, image.path)
-    pixels = files.read_image(path)
-    if pixels.shape[:2] != (image.height, image.width):
-        raise DataError(
-            f"{path}: is {pixels.shape[1]} x {pixels.shape[0]} pixels, the frame table says {image.width} x "
-            f"{image.height}"
-        )
-    labels = slic(pixels, config.segments, config.compactness, config.sigma)
-    storage.write_bytes_atomic(map_path(folder, image), files.encode_label_map(labels))
+    path, target = storage.safe_join(root, image.path), map_path(folder, image.token)
+    pixels = files.read_image(path, (image.width, image.height))
+    try:
+        labels = slic(pixels, config.segments, config.compactness, config.sigma)
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from error
+    storage.write_bytes_atomic(target, files.encode_label_map(labels))
 
 
-def map_path(folder: str, image: ImageRef) -> str:
-    """Where an image's label map lies."""
-    return storage.safe_join(folder, f"{image.token}.png")
+def missing_maps(folder: str, images: Sequence[ImageRef], progress: bool = False) -> ImageList:
+    """The images without an undamaged label map of their size.
 
-
-def missing_maps(folder: str, images: Sequence[ImageRef], progress: bool = False) -> list[ImageRef]:
-    """The images without an undamaged label map of their size."""
+    Maps are read by threads, a bounded number at a time: the memory does not grow with the number of images.
+    """
     there = storage.list_names(folder)
 
     def is_missing(image: ImageRef) -> bool:
-        if f"{image.token}.png" not in there:
-            return True
         try:
-            return not is_whole_png(storage.read_bytes(map_path(folder, image)), image.width, image.height)
+            path = map_path(folder, image.token)
+            files.require_label_map(storage.read_bytes(path, SENSOR_BYTES), path, (image.width, image.height))
         except DataError:
             return True
+        return False
 
-    missing = []
+    images = images if isinstance(images, ImageList) else ImageList.of(images)
+    missing = np.zeros(len(images), bool)
     with ThreadPoolExecutor(_CHECKERS) as pool, counting("maps looked for", len(images), progress) as count:
+        reading: deque[tuple[int, Future[bool]]] = deque()
+
+        def take_oldest() -> None:
+            place, found = reading.popleft()
+            missing[place] = found.result()
+            count(True)
+
         try:
-            for image, flag in zip(images, pool.map(is_missing, images), strict=True):
-                count(True)
-                if flag:
-                    missing.append(image)
+            for place, image in enumerate(images):
+                if f"{image.token}.png" not in there:
+                    missing[place] = True
+                    count(True)
+                    continue
+                reading.append((place, pool.submit(is_missing, image)))
+                if len(reading) >= _AHEAD:
+                    take_oldest()
+            while reading:
+                take_oldest()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)  # or Ctrl-C would wait for all of them
             raise
-    return missing
+    return images.take(np.flatnonzero(missing))
 
 
-def is_whole_png(data: bytes, width: int, height: int) -> bool:
-    """Whether a PNG of that size is all there: every chunk's checksum, first to last, without decoding it."""
-    if data[:8] != b"\x89PNG\r\n\x1a\n":
-        return False
-    at, kinds = 8, []
-    while at + 12 <= len(data):
-        (length,) = struct.unpack_from(">I", data, at)
-        end = at + 12 + length
-        if end > len(data) or zlib.crc32(data[at + 4 : end - 4]) != struct.unpack_from(">I", data, end - 4)[0]:
-            return False
-        kinds.append(data[at + 4 : at + 8])
-        if kinds == [b"IHDR"] and struct.unpack_from(">II", data, at + 8) != (width, height):
-            return False
-        at = end
-    return at == len(data) and kinds[:1] == [b"IHDR"] and b"IDAT" in kinds and kinds[-1] == b"IEND"
-
-
-def _images(frames: Sequence[Frame] | FrameTable, data: DataConfig) -> list[ImageRef]:
-    """The distinct images of the configured cameras."""
+def _images(frames: Sequence[Frame] | FrameTable, data: DataConfig) -> ImageList:
+    """The images of the configured cameras."""
     if isinstance(frames, FrameTable):
-        images = frames.images(data.cameras)
-    else:
-        images = [
-            ImageRef(camera.token, camera.image_path, camera.width, camera.height)
-            for frame in frames
-            for camera in frame.cameras
-            if camera.channel in data.cameras
-        ]
-    return list({image.token: image for image in images}.values())
+        return frames.image_list(data.cameras)
+    return ImageList.of(
+        ImageRef(camera.token, camera.image_path, camera.width, camera.height)
+        for frame in frames
+        for camera in frame.cameras
+        if camera.channel in data.cameras
+    )
 
 
 def _results(
-    todo: Sequence[ImageRef],
+    todo: ImageList,
     root: str,
     folder: str,
     config: SuperpixelConfig,
@@ -192,7 +188,8 @@ def _results(
 ) -> Iterator[tuple[str, str]]:
     """(image path, reason of failure or "") of each image, as tasks all over the cluster finish them."""
     cpus = cluster.superpixel_cpus or session.available_cpus() or _CPUS_TO_COME
-    blocks = [pa.Table.from_pylist([asdict(image) for image in part]) for part in cut_blocks(todo, cpus)]
+    # Copies: a slice would travel with all the images that it was cut from.
+    blocks = [part.take(np.arange(len(part))).table for part in cut_blocks(todo, cpus)]
 
     def work(row: dict[str, Any]) -> dict[str, Any]:
         keep_heap()
@@ -218,14 +215,13 @@ def _results(
         yield row["path"], row["reason"]
 
 
-def cut_blocks(todo: Sequence[ImageRef], cpus: int) -> list[Sequence[ImageRef]]:
+def cut_blocks(todo: ImageList, cpus: int) -> list[ImageList]:
     """The images of each task, in order: few at first, then many, and fewer and fewer towards the end.
 
-    So the first are soon told of, and the last CPUs to finish do so together, not a whole task apart.
+    So the first results come soon, and the last CPUs to finish do so together, not a whole task apart.
     """
-    pixels = max(image.width * image.height for image in todo)
-    least = max(1, min(_LEAST, int(_LEAST_PIXELS / pixels)))
-    blocks: list[Sequence[ImageRef]] = []
+    least = max(1, min(_LEAST, int(_LEAST_PIXELS / int(todo.pixels.max()))))
+    blocks: list[ImageList] = []
     first = 0
     while first < len(todo):
         most = least if len(blocks) < cpus else _MOST
@@ -236,9 +232,9 @@ def cut_blocks(todo: Sequence[ImageRef], cpus: int) -> list[Sequence[ImageRef]]:
     return blocks
 
 
-def _task_memory(todo: Sequence[ImageRef]) -> int:
+def _task_memory(todo: ImageList) -> int:
     """Heap bytes that one image's task may need; never more than the cluster has for each CPU."""
-    need = HEAP_PER_PIXEL * max(image.width * image.height for image in todo)
+    need = HEAP_PER_PIXEL * int(todo.pixels.max())
     have = ray.cluster_resources().get("memory", 0) / max(1, session.available_cpus())
     return int(min(need, have))
 
@@ -249,13 +245,15 @@ def _write_parameters(folder: str, config: SuperpixelConfig) -> None:
     wanted = {"method": "slic", **{k: v for k, v in asdict(config).items() if k != "folder"}}
     if storage.exists(path):
         try:
-            found = json.loads(storage.read_bytes(path))
-        except ValueError:
-            found = None  # damaged: the folder's name vouches for it
-        if found is not None and found != wanted:
-            raise DataError(f"{path}: expected {wanted}, got {found}; move this folder away")
+            found = read_json(path)
+        except DataError:
+            found = None  # damaged; the folder's name states the parameters, too
         if found == wanted:
             return
+        if found is not None:
+            raise DataError(
+                f"{path}: expected {wanted}, got {found}; move this folder away, or this file alone if it is damaged"
+            )
     try:
         storage.write_bytes_atomic(path, json.dumps(wanted, indent=2).encode())
     except OSError as error:

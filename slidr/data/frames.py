@@ -12,7 +12,6 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any, get_args
 
@@ -22,6 +21,7 @@ import pyarrow.parquet as pq
 
 from slidr.config import DatasetName, step_of
 from slidr.data import storage
+from slidr.data.image_list import ImageList, ImageRef, of_cameras
 from slidr.data.splits import every, every_counted
 from slidr.data.storage import DataError
 from slidr.shapes import Int64
@@ -73,16 +73,6 @@ SCHEMA = pa.schema(
 )
 _SCALARS = ("token", "scene", "timestamp", "lidar_token", "lidar_path", "label_path", "previous", "next")
 _CAMERA_SCALARS = ("channel", "token", "image_path", "width", "height", "timestamp")
-
-
-@dataclass(frozen=True)
-class ImageRef:
-    """An image of the table: what the superpixel job needs to know of it."""
-
-    token: str
-    path: str  # relative to the dataroot
-    width: int  # pixels
-    height: int  # pixels
 
 
 def write_frames(frames: Iterable[Frame], path: str, dataset: DatasetName = "nuscenes") -> str:
@@ -215,16 +205,16 @@ class FrameTable(Sequence[Frame]):
         return self.take(np.flatnonzero(inside & np.isin(names.astype(str), chosen)))
 
     def images(self, channels: Sequence[str] | None = None) -> list[ImageRef]:
-        """The images of the frames' cameras (those of some channels), frame after frame."""
-        columns = [f"cameras.list.element.{name}" for name in ("channel", "token", "image_path", "width", "height")]
+        """The images of the frames' cameras (those of some channels), frame after frame; see also `image_list`."""
+        return list(self.image_list(channels))
+
+    def image_list(self, channels: Sequence[str] | None = None) -> ImageList:
+        """`images` as columns, for millions of them."""
+        names = ("channel", "token", "image_path", "width", "height")
+        columns = [f"cameras.list.element.{name}" for name in names]
         cameras = _guarded(self.path, lambda: self._file.read(columns=columns)).column("cameras").combine_chunks()
         lists = cameras.take(pa.array(self._rows)) if len(self) else cameras[:0]
-        fields = lists.flatten().flatten()
-        names = [field.name for field in lists.type.value_type]
-        values = dict(zip(names, (field.to_pylist() for field in fields), strict=True))
-        wanted = None if channels is None else set(channels)
-        rows = zip(*(values[name] for name in ("channel", "token", "image_path", "width", "height")), strict=True)
-        return [ImageRef(*row[1:]) for row in rows if wanted is None or row[0] in wanted]
+        return of_cameras(lists.flatten(), channels)
 
     def _read(self, name: str) -> pa.ChunkedArray:
         """A column that opening does not read."""

@@ -16,12 +16,13 @@ import numpy as np
 from slidr.config import AugmentConfig, DataConfig, StudentName
 from slidr.data import images as files
 from slidr.data import storage
+from slidr.data.label_maps import known_segments, map_path
 from slidr.data.labels import classes_of
 from slidr.data.storage import DataError
 from slidr.ops import augment
 from slidr.ops.pairing import pair_points
 from slidr.ops.voxelize import voxelize, voxelize_grid
-from slidr.shapes import Float32, Int32, Int64, UInt16
+from slidr.shapes import Float32, Int32, Int64, UInt8, UInt16
 from slidr.types import Camera, Frame, Pairing, PairSample, ScanSample
 
 Sample = TypeVar("Sample", PairSample, ScanSample)
@@ -174,7 +175,8 @@ def _view(
     """A camera's image, superpixels and pairs at `data.image_size`, cropped and flipped where there is an
     `rng`.
     """
-    image, superpixels = read_camera(camera, data), read_superpixels(camera, labels_folder)
+    image = read_camera(camera, data)
+    superpixels = read_superpixels(camera, labels_folder, known_segments(labels_folder))
     options, size, point_index = data.augment, data.image_size, pairing.point_index
     if rng is not None and options.crop:
         crop = augment.draw_crop(
@@ -286,25 +288,17 @@ def _keep_points(pairing: Pairing, kept: np.ndarray) -> Pairing:
     return Pairing((np.cumsum(kept) - 1)[pairs.point_index], pairs.camera_index, pairs.pixel)
 
 
-def read_camera(camera: Camera, data: DataConfig) -> np.ndarray:
-    path = storage.safe_join(data.root, camera.image_path)
-    image = files.read_image(path)
-    _check_size(path, image, camera)
-    return image
+def read_camera(camera: Camera, data: DataConfig) -> UInt8[np.ndarray, "H W 3"]:
+    """A camera's image, of the size that the frame table states. Raises `DataError` as `images.read_image` does."""
+    return files.read_image(storage.safe_join(data.root, camera.image_path), (camera.width, camera.height))
 
 
-def read_superpixels(camera: Camera, labels_folder: str) -> UInt16[np.ndarray, "H W"]:
-    path = storage.safe_join(labels_folder, f"{camera.token}.png")
+def read_superpixels(camera: Camera, labels_folder: str, segments: int | None) -> UInt16[np.ndarray, "H W"]:
+    """A camera's superpixel map; `segments` is what the folder's parameters ask for, None where it has none.
+
+    Raises `DataError` where it is missing, and as `images.read_label_map` does.
+    """
+    path = map_path(labels_folder, camera.token)
     if not storage.exists(path):
         raise DataError(f"{path}: superpixel map is missing; compute it with `slidr superpixels CONFIG`")
-    labels = files.read_label_map(path)
-    _check_size(path, labels, camera)
-    return labels
-
-
-def _check_size(path: str, image: np.ndarray, camera: Camera) -> None:
-    if image.shape[:2] != (camera.height, camera.width):
-        raise DataError(
-            f"{path}: is {image.shape[1]} x {image.shape[0]} pixels, the frame table says {camera.width} x "
-            f"{camera.height} for {camera.channel}; the table and the data root do not belong together"
-        )
+    return files.read_label_map(path, (camera.width, camera.height), segments)

@@ -37,6 +37,8 @@ def cheap(config: Config | None, stage: Stage | None = None) -> list[Finding]:
         needs = inputs.needs_of(config, stage)
         if needs.labels:
             findings.append(inputs.labels(config))
+        if needs.images:
+            findings.append(inputs.cameras(config))
         findings.append(inputs.data_root(config, inputs.FEW, needs))
         if needs == inputs.PRETRAINING:
             findings.append(inputs.superpixels(config, inputs.FEW, needed=stage is not None))
@@ -50,7 +52,7 @@ def thorough(config: Config) -> list[Finding]:
     if inputs.frame_table(config).status == "error":
         return findings
     needs = inputs.needs_of(config)
-    findings += [inputs.data_root(config, inputs.MANY, needs, whole=True), inputs.listing(config, needs)]
+    findings += [inputs.data_root(config, inputs.MANY, needs), inputs.listing(config, needs)]
     if needs == inputs.PRETRAINING:
         maps = inputs.all_superpixels(config)
         if maps.status == "warning" and any(f.status == "error" for f in outputs.folders(config, "superpixels")):

@@ -6,19 +6,19 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 from slidr.cluster.evaluate import is_scored
 from slidr.cluster.superpixels import folder_of as superpixel_folder
-from slidr.cluster.superpixels import map_path
 from slidr.config import Config
-from slidr.data import images as files
 from slidr.data import storage
-from slidr.data.frames import FrameTable, ImageRef
+from slidr.data.frames import FrameTable
+from slidr.data.label_maps import map_path, read_segments
 from slidr.data.loading import require_labels, subset_frames
 from slidr.data.plan import spread
-from slidr.data.samples import point_labels
+from slidr.data.samples import point_labels, read_camera, read_cloud, read_superpixels
 from slidr.data.storage import DataError
 from slidr.models.download import whereabouts
 from slidr.models.files import WeightsError
@@ -122,11 +122,11 @@ def labels(config: Config) -> Finding:
     return Finding("labels", "ok", "every frame to train and to validate on has some")
 
 
-def data_root(config: Config, count: int, needs: Needs, whole: bool = False) -> Finding:
-    """The files of some keyframes that a job needs, spread over the table: there, and of the tables' sizes.
+def data_root(config: Config, count: int, needs: Needs) -> Finding:
+    """The files of some keyframes that a job needs, spread over the table: the job's own readers accept them.
 
-    `whole` decodes every pixel; otherwise images' headers are compared. Superpixels are made of the images that are
-    good, and the others named at the end, so damage is a warning there, unless nothing is good.
+    Superpixels are made for the images that are good, and the others named at the end, so damage is a warning there,
+    unless nothing is good.
     """
     gone = root_folder(config)
     if gone is not None:
@@ -134,12 +134,12 @@ def data_root(config: Config, count: int, needs: Needs, whole: bool = False) -> 
     tables = _tables(config, needs)
     chosen = [table[i] for table in tables for i in spread(len(table), count // len(tables)).tolist()]
     with ThreadPoolExecutor(_READERS) as pool:
-        looked_at = pool.map(lambda frame: _looked_at(frame, config, needs, whole), chosen)
+        looked_at = pool.map(lambda frame: _looked_at(frame, config, needs), chosen)
         found = [problem for of_one in looked_at for problem in of_one]
     problems = [text for text in found if text is not None]
     if not problems:
-        kind = "decoded" if whole else "opened"
-        return Finding("data root", "ok", f"{config.data.root}: files of {len(chosen)} keyframes {kind}, none amiss")
+        text = f"{config.data.root}: files of {len(chosen)} keyframes read and decoded, no fault found"
+        return Finding("data root", "ok", text)
     text = "; ".join(problems[:_SHOWN]) + _and_more(problems)
     if needs == SUPERPIXELS and len(problems) < len(found):
         return Finding("data root", "warning", text, "copy these files again; the others are done meanwhile")
@@ -171,30 +171,80 @@ def listing(config: Config, needs: Needs) -> Finding:
     return Finding("files", "ok", f"all {len(set(wanted))} {needs} of the table are there")
 
 
+def cameras(config: Config) -> Finding:
+    """The frames of the training and validation splits have images of the configured cameras."""
+    tables = _tables(config, PRETRAINING)
+    count = sum(len(table.image_list(config.data.cameras)) for table in tables)
+    if count:
+        return Finding("cameras", "ok", f"{count} images of {', '.join(config.data.cameras)}")
+    there = sorted({camera.channel for table in tables for camera in table[0].cameras})
+    return Finding(
+        "cameras", "error",
+        f"{config.data.frames}: no frame of these splits has an image of {', '.join(config.data.cameras)}; the first "
+        f"frames have {', '.join(there) or 'no cameras at all'}",
+        "set data.cameras; superpixels and pretraining need images, fine-tuning does not",
+    )  # fmt: skip
+
+
 def superpixels(config: Config, count: int, needed: bool) -> Finding:
-    """Some of the training images have their superpixel maps."""
-    table = FrameTable.open(config.data.frames).select(config.data.train_split, config.data.train_fraction)
+    """Some of the training images have their superpixel maps, and the training's own reader accepts them."""
+    problems, opened, missing = _map_problems(config, count)
     folder = superpixel_folder(config.superpixels)
-    chosen = np.linspace(0, len(table) - 1, min(count, len(table))).round().astype(int).tolist()
-    images = [camera for i in chosen for camera in table[i].cameras if camera.channel in config.data.cameras]
-    with ThreadPoolExecutor(_READERS) as pool:
-        there = list(pool.map(lambda c: storage.exists(map_path(folder, _ref(c))), images))
-    if all(there):
-        return Finding("superpixels", "ok", f"{folder}: maps of {len(images)} images looked for, all there")
-    missing = f"{folder}: {there.count(False)} of {len(images)} maps looked for are missing"
-    return Finding("superpixels", "error" if needed else "warning", missing, "slidr superpixels CONFIG")
+    if problems:
+        return _damaged_maps(problems)
+    if missing:
+        text = f"{folder}: {missing} of {missing + opened} maps looked for are missing"
+        return Finding("superpixels", "error" if needed else "warning", text, "slidr superpixels CONFIG")
+    return Finding("superpixels", "ok", f"{folder}: maps of {opened} images read, no fault found")
 
 
-def all_superpixels(config: Config) -> Finding:
-    """Every image of the training and validation splits has its map."""
+def all_superpixels(config: Config, count: int = MANY) -> Finding:
+    """Every image of the training and validation splits has its map, and the training's reader accepts some of them."""
     try:
         pixels, there = images_to_cut(config)
+        problems, opened, _ = _map_problems(config, count)
     except OSError as error:
         return Finding("superpixels", "error", f"cannot be looked for ({error})", "choose another superpixels.folder")
-    text = f"{superpixel_folder(config.superpixels)}: {there} of {len(pixels)} maps"
+    except DataError as error:
+        return Finding("superpixels", "error", str(error), "slidr frames CONFIG, with a token for each image")
+    if problems:
+        return _damaged_maps(problems)
+    text = f"{superpixel_folder(config.superpixels)}: {there} of {len(pixels)} maps, {opened} of them read"
     if there == len(pixels):
         return Finding("superpixels", "ok", text)
     return Finding("superpixels", "warning", text, "slidr superpixels CONFIG does what is missing")
+
+
+def _map_problems(config: Config, count: int) -> tuple[list[str], int, int]:
+    """What is wrong with some maps, how many were read, and how many are missing."""
+    folder = superpixel_folder(config.superpixels)
+    try:
+        segments = read_segments(folder)
+    except DataError as error:
+        return [str(error)], 0, 0
+    table = FrameTable.open(config.data.frames).select(config.data.train_split, config.data.train_fraction)
+    chosen = np.linspace(0, len(table) - 1, min(count, len(table))).round().astype(int).tolist()
+    images = [camera for i in chosen for camera in table[i].cameras if camera.channel in config.data.cameras]
+
+    def look(camera: Camera) -> str | None:
+        """The fault of a map; "" where it is missing."""
+        try:
+            if not storage.exists(map_path(folder, camera.token)):
+                return ""
+            read_superpixels(camera, folder, segments)
+        except DataError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        found = list(pool.map(look, images))
+    return [text for text in found if text], found.count(None), found.count("")
+
+
+def _damaged_maps(problems: Sequence[str]) -> Finding:
+    return Finding(
+        "superpixels", "error", "; ".join(problems[:_SHOWN]) + _and_more(problems), "slidr superpixels CONFIG"
+    )
 
 
 def _tables(config: Config, needs: Needs) -> list[FrameTable]:
@@ -205,33 +255,22 @@ def _tables(config: Config, needs: Needs) -> list[FrameTable]:
     return [subset_frames(config, "train"), subset_frames(config, "val")]
 
 
-def _looked_at(frame: Frame, config: Config, needs: Needs, whole: bool) -> list[str | None]:
+def _looked_at(frame: Frame, config: Config, needs: Needs) -> list[str | None]:
     """What is wrong with each file of a keyframe that a job needs; None for a good one."""
-    root = config.data.root
-    columns = files.NUSCENES_COLUMNS if config.data.dataset == "nuscenes" else files.KITTI_COLUMNS
+    data = config.data
 
     def points() -> None:
-        sweep = files.read_sweep(storage.safe_join(root, frame.lidar_path), columns)
-        if needs.labels and frame.label_path is not None:  # `labels` tells of frames without
-            point_labels(frame, config.data, len(sweep))
+        cloud, _ = read_cloud(frame, data)
+        if needs.labels and frame.label_path is not None:  # `labels` looks for frames without
+            point_labels(frame, data, len(cloud))
 
-    def image(camera: Camera) -> None:
-        path = storage.safe_join(root, camera.image_path)
-        data = storage.read_bytes(path)
-        size = files.image_size(data, path)
-        if size != (camera.width, camera.height):
-            wanted = f"{camera.width} x {camera.height}"
-            raise DataError(f"{path}: is {size[0]} x {size[1]} pixels, the frame table says {wanted}")
-        if whole:
-            files.decode_image(data, path)
-
-    looks = [points] if needs.sweeps else []
+    looks: list[Callable[[], Any]] = [points] if needs.sweeps else []
     if needs.images:
-        looks += [partial(image, camera) for camera in frame.cameras if camera.channel in config.data.cameras]
+        looks += [partial(read_camera, camera, data) for camera in frame.cameras if camera.channel in data.cameras]
     return [_problem(look) for look in looks]
 
 
-def _problem(look: Callable[[], None]) -> str | None:
+def _problem(look: Callable[[], Any]) -> str | None:
     try:
         look()
     except DataError as error:
@@ -241,7 +280,3 @@ def _problem(look: Callable[[], None]) -> str | None:
 
 def _and_more(problems: Sequence[str]) -> str:
     return f" (and {len(problems) - _SHOWN} more)" if len(problems) > _SHOWN else ""
-
-
-def _ref(camera: Camera) -> ImageRef:
-    return ImageRef(camera.token, camera.image_path, camera.width, camera.height)

@@ -123,7 +123,7 @@ def disk(config: Config, stage: Stage | None) -> list[Finding]:
         pixels: list[int] = []
         there = 0
         if stage == "superpixels":
-            with contextlib.suppress(OSError):  # a folder that cannot be listed: `folders` says so
+            with contextlib.suppress(OSError, DataError):  # `folders` reports an unusable folder, the job the tokens
                 pixels, there = images_to_cut(config)
         size = read_costs(PACKAGED).nearest("label_map", max([*pixels, 1]))
         left = sum(pixels) * (1 - there / max(len(pixels), 1))

@@ -126,9 +126,9 @@ def machines_of(config: Config, options: PlanOptions) -> Machines:
 def images_to_cut(config: Config) -> tuple[list[int], int]:
     """The pixels of each distinct image that `slidr superpixels` looks at, and how many have a map already."""
     table = FrameTable.open(config.data.frames).select((config.data.train_split, config.data.val_split))
-    images = {image.token: image for image in table.images(config.data.cameras)}
+    images = table.image_list(config.data.cameras).distinct()
     names = storage.list_names(folder_of(config.superpixels))
-    return [image.width * image.height for image in images.values()], sum(f"{token}.png" in names for token in images)
+    return images.pixels.tolist(), sum(f"{token}.png" in names for token in images.tokens)
 
 
 def state_bytes(config: Config, job: TrainingName) -> tuple[int, int]:

@@ -34,7 +34,8 @@ from slidr.config import (
     TeacherConfig,
     VoxelConfig,
 )
-from slidr.data.frames import FrameTable, ImageRef, write_frames
+from slidr.data.frames import FrameTable, write_frames
+from slidr.data.image_list import ImageRef
 from slidr.data.nuscenes import read_frames
 
 ROUNDS = int(os.environ.get("SLIDR_CHAOS_ROUNDS", "1"))

@@ -23,7 +23,8 @@ from training_runs import losses, named, weights
 from slidr.cluster.pretrain import pretrain
 from slidr.cluster.superpixels import compute_superpixels, folder_of
 from slidr.config import ClusterConfig, Config, DataConfig, SuperpixelConfig
-from slidr.data.frames import FrameTable, ImageRef
+from slidr.data.frames import FrameTable
+from slidr.data.image_list import ImageRef
 
 pytestmark = [
     pytest.mark.ray,

@@ -16,7 +16,7 @@ from faults import SUPERPIXEL_WORKER, FaultCluster, await_end, kill_worker, kill
 
 from slidr.cluster.superpixels import folder_of, missing_maps
 from slidr.config import Config, DataConfig, SuperpixelConfig
-from slidr.data.frames import ImageRef
+from slidr.data.image_list import ImageRef
 
 pytestmark = [
     pytest.mark.chaos,

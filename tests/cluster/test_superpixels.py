@@ -25,11 +25,11 @@ from slidr.cluster.superpixels import (
     compute_superpixels,
     cut_blocks,
     folder_of,
-    is_whole_png,
     missing_maps,
 )
 from slidr.config import ClusterConfig, DataConfig, SuperpixelConfig
-from slidr.data.frames import FrameTable, ImageRef, write_frames
+from slidr.data.frames import FrameTable, write_frames
+from slidr.data.image_list import ImageList, ImageRef
 from slidr.data.images import encode_label_map
 from slidr.data.nuscenes import read_frames
 from slidr.data.storage import DataError
@@ -126,7 +126,7 @@ def test_images_that_cannot_be_used_are_reported_and_all_others_done(
     assert (report.computed, report.skipped) == (9, 0)
     reasons = dict(report.failed)
     assert set(reasons) == set(paths)
-    assert "is no whole image" in reasons[paths[0]]
+    assert "is truncated, damaged or not an image" in reasons[paths[0]]
     assert "No such file" in reasons[paths[1]]
     assert "is 16 x 9 pixels, the frame table says 160 x 90" in reasons[paths[2]]
     manifest = json.loads((Path(report.folder) / "manifest.json").read_text())
@@ -160,7 +160,7 @@ def test_a_map_is_made_without_a_cluster_too(
     labels = np.array(Image.open(tmp_path / "out" / f"{camera.token}.png"))
     np.testing.assert_array_equal(labels, expected_labels(data.root, camera.image_path, config))
     assert missing_maps(str(tmp_path / "out"), [image]) == []
-    with pytest.raises(DataError, match="leaves the data root"):
+    with pytest.raises(DataError, match=r"token '\.\./evil' cannot name a file"):
         compute_map(replace(image, token="../evil"), data.root, str(tmp_path / "out"), config)
 
 
@@ -182,21 +182,6 @@ def test_a_folder_of_other_parameters_is_refused(
         run(frames, setup)
 
 
-@settings(max_examples=200, deadline=None)
-@given(st.data())
-def test_any_damage_to_a_png_is_seen(data: st.DataObject) -> None:
-    labels = np.random.default_rng(0).integers(0, 300, (12, 20)).astype(np.uint16)
-    png = encode_label_map(labels)
-    assert is_whole_png(png, width=20, height=12)
-    assert not is_whole_png(png, width=12, height=20)
-    cut = data.draw(st.integers(0, len(png) - 1))
-    assert not is_whole_png(png[:cut], 20, 12)
-    assert not is_whole_png(png + b"x", 20, 12)
-    spoiled = bytearray(png)
-    spoiled[data.draw(st.integers(0, len(png) - 1))] ^= 1 << data.draw(st.integers(0, 7))
-    assert not is_whole_png(bytes(spoiled), 20, 12)
-
-
 def test_an_interrupted_first_look_waits_for_no_file_but_those_being_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,7 +190,7 @@ def test_an_interrupted_first_look_waits_for_no_file_but_those_being_read(
         (tmp_path / f"{image.token}.png").touch()
     read: list[str] = []
 
-    def interrupted(path: str) -> bytes:
+    def interrupted(path: str, *limit: int) -> bytes:
         read.append(path)
         if len(read) == 1:
             raise KeyboardInterrupt
@@ -221,9 +206,9 @@ def test_an_interrupted_first_look_waits_for_no_file_but_those_being_read(
 @settings(deadline=None, max_examples=60)
 @given(count=st.integers(1, 5000), cpus=st.integers(1, 40), size=st.sampled_from([(16, 9), (800, 450), (1600, 900)]))
 def test_tasks_hold_every_image_once_and_end_together(count: int, cpus: int, size: tuple[int, int]) -> None:
-    images = [ImageRef(f"{i}", f"{i}.jpg", *size) for i in range(count)]
+    images = ImageList.of(ImageRef(f"{i}", f"{i}.jpg", *size) for i in range(count))
     blocks = cut_blocks(images, cpus)
-    assert [image for block in blocks for image in block] == images
+    assert images == [image for block in blocks for image in block]
     few = 1 if size == (1600, 900) else 4
     assert max(map(len, blocks)) <= 64
     assert max(map(len, blocks[:cpus])) <= few  # soon there is something to tell

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -50,3 +51,26 @@ def test_labels_beyond_uint16_are_refused(monkeypatch: pytest.MonkeyPatch) -> No
 def test_anything_but_an_rgb_image_is_refused(image: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"expected \(H, W, 3\) uint8"):
         slic(image)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 2), (1, 50), (3, 3)])
+@pytest.mark.parametrize("segments", [1, 2, 3, 65535])
+@pytest.mark.parametrize("sigma", [0.0, 3.0])
+def test_the_smallest_images_and_counts_work(shape: tuple[int, int], segments: int, sigma: float) -> None:
+    labels = slic(np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8), segments, 6.0, sigma)
+    assert labels.shape == shape
+    assert labels.max() < shape[0] * shape[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("segments", (0, -1, 65536)),
+        ("compactness", (0.0, -1.0, math.nan, math.inf)),
+        ("sigma", (-1.0, math.nan, math.inf, 1e9)),
+    ],
+)
+def test_parameters_that_slic_cannot_work_with_are_refused_by_name(name: str, values: tuple[float, ...]) -> None:
+    for value in values:
+        with pytest.raises(ValueError, match=rf"slic: {name}: expected .*, got {value}"):
+            slic(np.zeros((8, 8, 3), np.uint8), **{name: value})  # type: ignore[arg-type]

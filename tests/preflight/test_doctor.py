@@ -69,7 +69,7 @@ def test_jobs_look_around_first_and_stop_at_errors_without_starting_ray(
         stages.run_pretraining(spoilable)
     image = FrameTable.open(spoilable.data.frames)[0].cameras[0].image_path
     (Path(spoilable.data.root) / image).write_bytes(b"")
-    with pytest.raises(PreflightError, match="is no image"):
+    with pytest.raises(PreflightError, match="is truncated, damaged or not an image"):
         preflight(spoilable, "pretrain", console)
 
 
@@ -114,7 +114,7 @@ def test_the_look_around_opens_a_handful_of_files_however_large_the_table(
 ) -> None:
     opened: list[object] = []
     real = inputs.storage.read_bytes
-    monkeypatch.setattr(inputs.storage, "read_bytes", lambda path: opened.append(path) or real(path))
+    monkeypatch.setattr(inputs.storage, "read_bytes", lambda path, *limit: opened.append(path) or real(path, *limit))
     checks.cheap(prepared, "pretrain")
     assert 0 < len([path for path in opened if "samples" in str(path)]) <= inputs.FEW * 7
     assert doctor.cheap is checks.cheap

@@ -82,7 +82,7 @@ def test_damage_in_the_data_root_is_named(spoilable: Config, damage: str) -> Non
         image.write_bytes(b"<html>")
     else:
         image.write_bytes(image.read_bytes()[:600])
-    found = inputs.data_root(spoilable, 2, inputs.PRETRAINING, whole=damage == "half an image")
+    found = inputs.data_root(spoilable, 2, inputs.PRETRAINING)
     assert found.status == "error"
     assert str(hurt) in found.what
     assert inputs.listing(spoilable, inputs.PRETRAINING).status == ("error" if damage == "missing" else "ok")
@@ -92,12 +92,15 @@ def test_superpixels_are_cut_without_sweeps_and_of_the_images_that_are_whole(spo
     table = FrameTable.open(spoilable.data.frames)
     for sweep in table.lidar_paths:
         Path(spoilable.data.root, sweep).unlink()
-    assert inputs.data_root(spoilable, 2, inputs.SUPERPIXELS, whole=True).status == "ok"
+    assert inputs.data_root(spoilable, 2, inputs.SUPERPIXELS).status == "ok"
     assert inputs.data_root(spoilable, 2, inputs.PRETRAINING).status == "error"
     first = Path(spoilable.data.root, table.select("parametrize")[0].cameras[0].image_path)
     first.write_bytes(b"")
     found = inputs.data_root(spoilable, 2, inputs.SUPERPIXELS)
-    assert (found.status, found.what) == ("warning", f"{first}: is no image (the file is empty); copy the file again")
+    assert (found.status, found.what) == (
+        "warning",
+        f"{first}: is truncated, damaged or not an image (the file is empty); copy the file again",
+    )
     for image in Path(spoilable.data.root).rglob("*.jpg"):
         image.unlink()
     assert inputs.data_root(spoilable, 2, inputs.SUPERPIXELS).status == "error"  # another data set's root
@@ -134,7 +137,7 @@ def test_only_the_cameras_that_are_asked_for_are_looked_at(spoilable: Config) ->
     assert inputs.data_root(spoilable, 2, inputs.PRETRAINING).status == "error"
     alone = replace(spoilable, data=replace(spoilable.data, cameras=(front,)))
     for needs in (inputs.PRETRAINING, inputs.SUPERPIXELS):
-        assert inputs.data_root(alone, 2, needs, whole=True).status == inputs.listing(alone, needs).status == "ok"
+        assert inputs.data_root(alone, 2, needs).status == inputs.listing(alone, needs).status == "ok"
 
 
 def test_fine_tuning_looks_for_labels_and_needs_no_image(spoilable: Config) -> None:
