@@ -2,7 +2,7 @@
 
 import sys
 
-from slidr.cli import main
+from slidr.cli import entry_point
 
 if __name__ == "__main__":
-    sys.exit(main(["finetune", *sys.argv[1:]]))
+    entry_point(["finetune", *sys.argv[1:]])

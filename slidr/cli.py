@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import shlex
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, TypeVar
+from typing import Literal, NoReturn, TypeVar
 
 import tyro
 
 from slidr.config import Config, ConfigError, WorldConfig, check, load, user_path, with_used_paths
 from slidr.config.marks import wrong_numbers
+from slidr.interrupts import interruptible
 
 # Foreign libraries must not call home, nor print more than their errors.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+# Nor take Ctrl-C away from this process: Tune would end a search quietly, after a while.
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
 
 T = TypeVar("T")
 
@@ -117,8 +117,11 @@ class ExportOptions:
     out: str | None = None  # the file to write; none: beside the checkpoint
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Runs one command; returns the exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 143 terminated."""
+def main(arguments: list[str] | None = None, own_process: bool = False) -> int:
+    """Runs one command; returns the exit status: 0 done, 1 failed, 2 wrong usage, 128 + n ended by signal n.
+
+    `own_process`: nothing but the exit comes after it in this process (see `interruptible`).
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
@@ -128,43 +131,23 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"slidr: unknown command {name!r}\n\n{usage()}", file=sys.stderr)
         return 2
     again = " with --run.resume" if name in ("pretrain", "finetune") else ""
-    told: list[int] = []
-    try:
-        with _sigterm_told(f"slidr: stopped by SIGTERM; the same command{again} goes on", told):
+    with interruptible(f"the same command{again} goes on", own_process) as interruption:
+        try:
             return _dispatch(name, rest)
-    except KeyboardInterrupt:
-        if told:
-            return 143
-        print(f"slidr: interrupted; the same command{again} goes on", file=sys.stderr)
-        return 130
-    except Exception as error:
-        if not _is_ours(error):
-            raise
-        print(f"slidr {name}: {error}", file=sys.stderr)
-        return 1
+        except KeyboardInterrupt:
+            if interruption.number is None:
+                interruption.tell("interrupted")
+            return interruption.status
+        except Exception as error:
+            if not _is_ours(error):
+                raise
+            print(f"slidr {name}: {error}", file=sys.stderr)
+            return 1
 
 
-@contextlib.contextmanager
-def _sigterm_told(text: str, told: list[int]) -> Iterator[None]:
-    """In the block SIGTERM, as of `ray job stop` or a scheduler, is told of, noted in `told`, and acts as Ctrl-C does.
-
-    At once, since SIGKILL may follow within seconds; a second one changes nothing.
-    """
-
-    def end(signum: int, frame: object) -> None:
-        if not told:
-            told.append(signum)
-            print(text, file=sys.stderr, flush=True)
-            raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only that one may handle signals
-        return
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+def entry_point(arguments: list[str] | None = None) -> NoReturn:
+    """`main` as a process of its own, which ends with its exit status."""
+    sys.exit(main(arguments, own_process=True))
 
 
 def _dispatch(name: str, rest: list[str]) -> int:
@@ -352,4 +335,4 @@ def _is_ours(error: Exception) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry_point()

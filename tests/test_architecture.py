@@ -25,7 +25,7 @@ LEVELS: list[set[str]] = [
     {"preflight"},
     {"stages", "label_efficiency"},
     {"demo"},
-    {"cli"},
+    {"cli", "interrupts"},
 ]
 
 # The only places that may import a foreign library.

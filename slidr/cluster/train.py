@@ -228,14 +228,14 @@ def _run_workers(config: Config, stage: Stage, run: tracking.RunHandle | None) -
             raise TrainingFailed(_broke_off(folder, str(error))) from error
         return
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
 
     from slidr.cluster.elastic import impatient, take_back_requests
     from slidr.cluster.failures import EndAtOnce, cause
+    from slidr.cluster.trainer import InterruptibleTrainer
 
     cluster = config.cluster
     filesystem, path = storage.filesystem(folder.file("ray"))
-    trainer = TorchTrainer(
+    trainer = InterruptibleTrainer(
         _ray_worker,
         train_loop_config={"config": to_dict(config), "stage": stage, "run": run},
         scaling_config=ScalingConfig(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -163,8 +164,14 @@ def test_the_job_script_fine_tunes_in_this_process_and_says_where_the_student_is
     job = Path(__file__).parents[2] / "jobs" / "finetune.py"
     words = ["--optim.max_steps", "1", "--data.max_val_frames", "1", "--data.voxel.size", "0.8", "4", "0.8"]
     monkeypatch.setattr("sys.argv", [str(job), str(tmp_path / "config.yaml"), *words])
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(job), run_name="__main__")
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(job), run_name="__main__")
+    finally:  # a script ends its process; this one goes on
+        for number, handler in before.items():
+            signal.signal(number, handler)
     assert ended.value.code == 0
     student = Path(base.run.folder, "job", "student.pt")
     assert f"student -> {student}" in capsys.readouterr().err
