@@ -7,11 +7,14 @@ raises itself (a loss that diverged, a damaged file, a full disk) would only com
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from typing import Any
 
 from ray.train import UserCallback
 
 _OUR_ERROR = re.compile(r"slidr(\.\w+)+: ")  # as a traceback's last line names it
+# Between the tracebacks of errors that led to each other.
+_BETWEEN = ("Traceback (most recent call last)", "The above exception was", "During handling of the above")
 _NO_SPACE = re.compile(r"OSError: \[Errno 28\] .*")  # ENOSPC
 
 
@@ -54,11 +57,21 @@ def cause(error: BaseException) -> str:
     failures: dict[int, Exception] = getattr(error, "worker_failures", None) or {}
     # The worker that failed by itself, before those that then missed it.
     for rank, failure in sorted(failures.items(), key=lambda item: (_ours(item[1]) is None, item[0])):
-        text = str(failure).strip().splitlines()
         ours = _ours(failure)
-        return f"worker {rank}: {(text or [type(failure).__name__])[-1] if ours is None else ours[1]}"
-    text = str(error).strip().splitlines()
-    return text[-1] if text else type(error).__name__
+        return f"worker {rank}: {_error_line(failure) if ours is None else ours[1]}"
+    return _error_line(error)
+
+
+def _error_line(error: BaseException) -> str:
+    """The line of an error's text that says what went wrong.
+
+    Of a traceback that is the last line that follows an indented one: Ray adds advice on retries and memory below it.
+    Of any other text it is the first line.
+    """
+    lines = [line.rstrip() for line in str(error).splitlines() if line.strip()]
+    named = [line for before, line in pairwise(lines) if before[0].isspace() and not line[0].isspace()]
+    named = [line for line in named if not line.startswith(_BETWEEN)]
+    return named[-1] if named else lines[0].strip() if lines else type(error).__name__
 
 
 def _ours(error: BaseException) -> tuple[str, str] | None:

@@ -78,17 +78,41 @@ def _missing(cluster: ClusterConfig, nodes: Sequence[Node]) -> tuple[str, str] |
     return None
 
 
-@contextlib.contextmanager
 def telling_waits(
     cluster: ClusterConfig, end_and_go_on: str, tell: Callable[[str], None] = _log.warning, poll_s: float = _POLL_S
-) -> Iterator[None]:
+) -> contextlib.AbstractContextManager[None]:
     """While the block runs, says when nodes have gone without which the job cannot go on, and when others have come.
 
-    Ray waits for them without a word. `end_and_go_on` is what to do for whoever has none to add. Nodes count as Ray
-    counts them: one that vanished goes as soon as Ray has missed it.
+    `end_and_go_on` is what to do for whoever has none to add. Nodes count as Ray counts them: one that vanished goes as
+    soon as Ray has missed it.
     """
     if not cluster.elastic:  # a run that has lost loader CPUs goes on with those that are left, slower
         cluster = replace(cluster, loader_cpus=min(1, cluster.loader_cpus))
+
+    def missing(nodes: Sequence[Node]) -> str | None:
+        problem = _missing(cluster, nodes)
+        return None if problem is None else problem[0]
+
+    return _telling(missing, f", if no step follows, {end_and_go_on}", tell, poll_s)
+
+
+def telling_waits_for_a_cpu(
+    what: str, end_and_go_on: str, tell: Callable[[str], None] = _log.warning, poll_s: float = _POLL_S
+) -> contextlib.AbstractContextManager[None]:
+    """As `telling_waits`, for tasks of one CPU each, such as superpixels: any node with a CPU will do."""
+
+    def missing(nodes: Sequence[Node]) -> str | None:
+        have = sum(node.cpus for node in nodes)
+        return None if have > 0 else f"{what} need 1 CPU for each task, the cluster has {have}"
+
+    return _telling(missing, f" {end_and_go_on}", tell, poll_s)
+
+
+@contextlib.contextmanager
+def _telling(
+    missing: Callable[[Sequence[Node]], str | None], advice: str, tell: Callable[[str], None], poll_s: float
+) -> Iterator[None]:
+    """While the block runs, tells what nodes lack, every `_REMIND_S` seconds: Ray waits for them without a word."""
     stop = threading.Event()
 
     def watch() -> None:
@@ -98,15 +122,15 @@ def telling_waits(
                 nodes = session.nodes()
             except Exception:  # a head that does not answer says nothing of room
                 continue
-            missing = _missing(cluster, nodes)
-            if missing is None:
+            problem = missing(nodes)
+            if problem is None:
                 if told is not None:
                     tell(f"nodes have come, there is room again ({_in_words(nodes)}): going on")
                 told = None
             elif told is None or time.monotonic() - told > _REMIND_S:
                 tell(
-                    f"waiting for a node: {missing[0]} ({_in_words(nodes)}); add one (`ray start --address=...`, or "
-                    f"leave it to the autoscaler) and it goes on by itself, or, if no step follows, {end_and_go_on}"
+                    f"waiting for a node: {problem} ({_in_words(nodes)}); add one (`ray start --address=...`, or "
+                    f"leave it to the autoscaler) and it goes on by itself, or{advice}"
                 )
                 told = time.monotonic()
 

@@ -25,14 +25,11 @@ import ray.data
 from ray._private import ray_constants
 from ray.autoscaler.sdk import request_resources
 
+from slidr.cluster.address import ClusterError, address_of, refused_connection, refused_start, require_answer
 from slidr.config import ClusterConfig
 
-PROBE_S = 5.0  # how long a named address may take to accept a connection
+__all__ = ["ClusterError", "Node", "start"]
 OBJECT_STORE_BYTES = 1 << 30  # of a private cluster; by default Ray takes 30 % of the machine's memory
-
-
-class ClusterError(RuntimeError):
-    """A Ray cluster that cannot be reached, or that is too small for what is asked of it."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +53,11 @@ def start(
     The cluster is `cluster.address`, else the one in the environment's RAY_ADDRESS (as inside `ray job submit`), else
     a private one on loopback with `num_cpus` CPUs (default: `cluster.local_cpus`, else this machine's), without
     dashboard or telemetry. A process that is connected already stays as it is. Raises `ClusterError` where an
-    address does not answer.
+    address does not answer, the cluster refuses this process's token, or none can be started here.
     """
     if ray.is_initialized():
         return False
-    address = cluster.address or os.environ.get("RAY_ADDRESS") or "local"
+    address = address_of(cluster)
     options: dict[str, Any] = {"logging_level": level, "log_to_driver": log_to_driver}
     if address == "local":
         _keep_token_out_of_home()
@@ -71,14 +68,14 @@ def start(
             "object_store_memory": OBJECT_STORE_BYTES,
         }
     else:
-        _probe(address)
+        require_answer(address)
     with warnings.catch_warnings(), _own_sigterm():
         warnings.simplefilter("ignore", FutureWarning)
         try:
             ray.init(address=address, **options)
         except Exception as error:  # Ray raises the bare class where a machine is too slow to start a node in time
             ray.shutdown()
-            raise _unreachable(address, _first_line(error)) from error
+            raise (refused_start(error) if address == "local" else refused_connection(address, error)) from error
     _quieten(level)
     return address == "local"
 
@@ -137,28 +134,6 @@ def _own_sigterm() -> Iterator[None]:
             signal.signal(signal.SIGTERM, handler)
 
 
-def _probe(address: str) -> None:
-    """Raises `ClusterError` at once where nothing listens at host:port; Ray itself would try for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not (host and port.isdigit()):
-        return  # "auto" and the like: Ray looks it up and answers quickly
-    try:
-        socket.create_connection((host, int(port)), timeout=PROBE_S).close()
-    except OSError as error:
-        raise _unreachable(address, str(error)) from error
-
-
-def _unreachable(address: str, reason: str) -> ClusterError:
-    if address == "local":
-        return ClusterError(
-            f"no private Ray cluster could be started on this machine: {reason}; run again when it is less busy"
-        )
-    return ClusterError(
-        f"cluster.address: {address}: no Ray cluster answers ({reason}); start one with `ray start --head`, "
-        "or set cluster.address: null for a private one on this machine"
-    )
-
-
 def _keep_token_out_of_home() -> None:
     """A private cluster's token lives in this process and its children only.
 
@@ -168,7 +143,3 @@ def _keep_token_out_of_home() -> None:
     chosen = {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
     if not chosen:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -22,6 +22,7 @@ import ray.data
 from slidr.cluster import session
 from slidr.cluster.heap import keep_heap
 from slidr.cluster.progress import counting
+from slidr.cluster.room import telling_waits_for_a_cpu
 from slidr.config import ClusterConfig, DataConfig, SuperpixelConfig, fingerprint
 from slidr.data import images as files
 from slidr.data import storage
@@ -97,7 +98,8 @@ def compute_images(
     if missing:
         session.start(cluster)
         results = _results(missing, root, folder, config, cluster, compute or compute_map)
-        with counting("superpixels", len(missing), progress) as count:
+        again = "end this with Ctrl-C: the same command does the rest later"
+        with telling_waits_for_a_cpu("superpixels", again), counting("superpixels", len(missing), progress) as count:
             for path, reason in results:
                 count(not reason)
                 if reason:

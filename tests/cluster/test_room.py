@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slidr.cluster import room, session
-from slidr.cluster.room import bundles, check_room, shortage, telling_waits
+from slidr.cluster.room import bundles, check_room, shortage, telling_waits, telling_waits_for_a_cpu
 from slidr.cluster.session import ClusterError, Node
 from slidr.config import ClusterConfig
 
@@ -169,4 +169,25 @@ def test_a_wait_that_lasts_is_told_again_and_a_head_that_does_not_answer_is_no_w
         assert done.wait(10)
     assert [line.split(":")[0] for line in said] == ["waiting for a node"] * 2 + [
         "nodes have come, there is room again (nodes"
+    ]
+
+
+def test_superpixels_that_wait_for_a_first_cpu_say_so_with_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = iter([[Node(0)], [Node(0)], [Node(0), Node(1)]])
+    done = threading.Event()
+
+    def nodes() -> list[Node]:
+        look = next(looks, None)
+        if look is None:
+            done.set()
+        return [Node(0), Node(1)] if look is None else look
+
+    said: list[str] = []
+    monkeypatch.setattr(session, "nodes", nodes)
+    with telling_waits_for_a_cpu("superpixels", "end it", said.append, poll_s=0.001):
+        assert done.wait(10)
+    assert said == [
+        "waiting for a node: superpixels need 1 CPU for each task, the cluster has 0 (nodes: none); add one (`ray "
+        "start --address=...`, or leave it to the autoscaler) and it goes on by itself, or end it",
+        "nodes have come, there is room again (nodes: 1 CPUs): going on",
     ]

@@ -108,7 +108,7 @@ def test_a_handler_of_sigterm_outlives_rays_own(error: Exception | None, monkeyp
     monkeypatch.setattr(session.ray, "init", init)
     monkeypatch.setattr(session.ray, "shutdown", lambda: None)
     monkeypatch.setattr(session, "_quieten", lambda level: None)
-    monkeypatch.setattr(session, "_probe", lambda address: None)
+    monkeypatch.setattr(session, "require_answer", lambda address: None)
     before = signal.signal(signal.SIGTERM, own)
     try:
         with pytest.raises(session.ClusterError) if error is not None else contextlib.nullcontext():
