@@ -92,7 +92,7 @@ def _found() -> tuple[str, bool]:
     note = _noted(file)
     try:
         address = str(services.canonicalize_bootstrap_address("auto"))
-        return address, bool(note) and services.canonicalize_bootstrap_address(note) == address
+        return address, note is not None and services.canonicalize_bootstrap_address(note) == address
     except Exception as error:  # ConnectionError where there is none; what the file holds may be anything
         where = f" and there is no {file}" if note is None else f" and {file} holds {note[:100]!r}"
         advice = _START if note is None else f"remove that file, and {_START}"
