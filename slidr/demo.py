@@ -24,6 +24,7 @@ from slidr.cluster.superpixels import SuperpixelReport
 from slidr.config import Config, TrackingConfig, fingerprint
 from slidr.data import storage
 from slidr.data.frames import FrameTable
+from slidr.data.storage import DataError
 from slidr.label_efficiency import Protocol, alike, judged
 from slidr.stages import console, make_frames, make_superpixels, make_world, run_pretraining
 from slidr.tracking import tracking_uri
@@ -88,7 +89,7 @@ def make_data(config: Config) -> tuple[Path, SuperpixelReport, dict[str, float]]
         console.print(f"frames: {config.data.frames} is there already, skipped")
     else:
         make_frames(config)
-        _table_stamp(config).write_text(fingerprint(config.world))
+        storage.write_bytes_atomic(_table_stamp(config), fingerprint(config.world).encode())
     seconds["frames"] = time.time() - started
 
     started = _announce(3, "superpixels of every image, on Ray Data")
@@ -170,6 +171,9 @@ def _table_stamp(config: Config) -> Path:
 
 
 def _table_is_current(config: Config) -> bool:
-    stamp = _table_stamp(config)
-    made_from = stamp.read_text() if stamp.exists() else None
-    return Path(config.data.frames).exists() and made_from == fingerprint(config.world)
+    """Whether the frame table is of the world that the config describes; not so with a stamp that cannot be read."""
+    try:
+        made_from = storage.read_bytes(_table_stamp(config), storage.RECORD_BYTES)
+    except DataError:
+        return False
+    return Path(config.data.frames).exists() and made_from == fingerprint(config.world).encode()

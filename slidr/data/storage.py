@@ -199,9 +199,11 @@ def sweep_temporary(folder: str | os.PathLike[str]) -> int:
 
 
 def exists(path: str | os.PathLike[str]) -> bool:
-    """Whether there is a file or folder."""
+    """Whether there is a file or folder, or a link of that name: what reads a broken link says so, and no caller takes
+    it for a file that was never written.
+    """
     if not is_remote(path):
-        return os.path.exists(join(path))
+        return os.path.lexists(join(path))
     from pyarrow import fs
 
     return _retrying(lambda: _filesystem(path).get_file_info(_key(path)).type != fs.FileType.NotFound)
@@ -246,10 +248,15 @@ def filesystem(path: str | os.PathLike[str]) -> tuple[fs.FileSystem | None, str]
 def _reading(path: str | os.PathLike[str], read: Callable[[], T]) -> T:
     try:
         return _retrying(read) if is_remote(path) else read()
-    except OSError as error:
-        if error.errno == errno.EMFILE:
+    except DataError:
+        raise
+    except (
+        OSError,
+        ValueError,
+    ) as error:  # ValueError: a NUL in a path; or pyarrow's, for a URI
+        if getattr(error, "errno", None) == errno.EMFILE:
             raise  # this process's own fault, not the file's
-        reason = error.strerror or str(error) or type(error).__name__
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise DataError(
             f"{redact_url(os.fspath(path))}: cannot be read ({redact_url(reason)}); check the path and the data root"
         ) from error
@@ -316,6 +323,8 @@ def _filesystem_of(base: str) -> fs.FileSystem:
 def _filesystem(path: str | os.PathLike[str]) -> Any:
     scheme, _, rest = os.fspath(path).partition("://")
     location, mark, query = rest.partition("?")
+    if scheme == "s3" and not location.split("/")[0]:
+        raise DataError(f"{redact_url(os.fspath(path))}: names no bucket; expected s3://BUCKET/PATH")
     return _filesystem_of(f"{scheme}://{location.split('/')[0]}{mark}{query}")
 
 

@@ -208,3 +208,19 @@ def test_a_file_that_hides_its_size_is_read_whole_up_to_its_limit() -> None:
     assert storage.read_bytes("/proc/self/status").startswith(b"Name:")
     with pytest.raises(DataError, match=r"more than the 10 that"):
         storage.read_bytes("/proc/self/status", 10)
+
+
+@pytest.mark.parametrize("path", ["a\0b", "s3:///key", "s3://"])
+def test_a_path_that_cannot_be_one_is_refused_by_name(path: str) -> None:
+    for read in (storage.read_bytes, storage.open_read):
+        with pytest.raises(DataError, match=r"^(a\0b: cannot be read|s3://(/key)?: names no bucket)"):
+            read(path)
+
+
+@pytest.mark.parametrize("target", ["nowhere", "link"])
+def test_a_broken_link_exists_and_cannot_be_read(tmp_path: Path, target: str) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(target)
+    assert storage.exists(link)
+    with pytest.raises(DataError, match=r"link: cannot be read"):
+        storage.read_bytes(link)

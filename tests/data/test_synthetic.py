@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from slidr.config import ConfigError
 from slidr.data.labels import NUSCENES_CLASSES, classes_of
 from slidr.data.nuscenes import read_frames, scenes_of_splits
 from slidr.data.splits import VERIFY_SCENES
+from slidr.data.storage import DataError
 from slidr.data.synthetic import dataroot, write_dataroot
 from slidr.data.synthetic.dataroot import World, see
 from slidr.data.synthetic.names import CATEGORIES, SCENES
@@ -198,6 +200,22 @@ def test_a_lost_file_is_made_again(small: Path, tmp_path: Path) -> None:
     shutil.copytree(small, out)
     next(out.rglob("*CAM_BACK*.jpg")).unlink()
     assert _digest(_write(out)) == _digest(small)
+
+
+def test_a_keyframe_whose_mark_is_damaged_is_made_again(small: Path, tmp_path: Path) -> None:
+    shutil.copytree(small, tmp_path / "world")
+    mark = sorted((tmp_path / "world" / "synthetic").iterdir())[0]
+    mark.write_bytes(mark.read_bytes()[:20])
+    assert _digest(_write(tmp_path / "world")) == _digest(small)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "\xff"])
+def test_a_folder_whose_parameters_cannot_be_read_is_refused_by_name(text: str, small: Path, tmp_path: Path) -> None:
+    shutil.copytree(small, tmp_path / "world")
+    path = tmp_path / "world" / dataroot.PARAMETERS
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises((ConfigError, DataError), match=rf"^{path}: .*remove this folder or choose another"):
+        _write(tmp_path / "world")
 
 
 def test_a_folder_of_another_world_is_refused(small: Path, tmp_path: Path) -> None:

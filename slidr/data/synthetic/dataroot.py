@@ -20,6 +20,8 @@ import numpy as np
 from PIL import Image
 
 from slidr.config import ConfigError
+from slidr.data import records, storage
+from slidr.data.storage import DataError
 from slidr.data.synthetic.names import ATTRIBUTES, CAMERAS, CATEGORIES, LIDAR, SCENES, VISIBILITIES
 from slidr.data.synthetic.raycast import pinhole
 from slidr.data.synthetic.sensors import Sweep, View, cast_shadows, render, sweep
@@ -29,6 +31,7 @@ from slidr.shapes import Float64
 PARAMETERS = "parameters.json"
 KEYFRAME_SECONDS = 0.5
 FORMAT = 1  # counts changes of the world: a folder of another format is refused, not mixed
+_RENDER = "remove it: the keyframe is rendered again"
 _DONE = "synthetic"  # folder of one small file per finished keyframe
 
 
@@ -149,13 +152,18 @@ def _claim(root: Path, world: World) -> None:
     """Marks the folder as this world's, or refuses one that is something else's."""
     path = root / PARAMETERS
     mine = json.loads(json.dumps(asdict(world)))
-    if path.exists():
-        theirs = json.loads(path.read_text())
-        if theirs != mine:
+    if storage.exists(path):
+        theirs = records.read_json(path, next_step="remove this folder or choose another")
+        if theirs != mine and isinstance(theirs, dict):
             differ = [key for key in mine if theirs.get(key) != mine[key]]
             what = "; ".join(f"{key}: there {theirs.get(key)!r}, asked {mine[key]!r}" for key in differ)
             raise ConfigError(
                 f"{path}: the folder holds another synthetic world ({what}); choose another folder or remove it"
+            )
+        if theirs != mine:
+            raise ConfigError(
+                f"{path}: expected a synthetic world's parameters, got {type(theirs).__name__}; remove this folder or "
+                "choose another"
             )
         return
     if root.exists() and any(not path.name.endswith(".part") for path in root.iterdir()):
@@ -230,7 +238,25 @@ def write_keyframe(root: Path, world: World, number: int, keyframe: int) -> None
 
 
 def _finished(root: Path, world: World, number: int, keyframe: int) -> bool:
-    return all((root / path).is_file() for path in _files(world, number, keyframe).values())
+    """Whether a keyframe's files and its mark are there; one whose mark is damaged is rendered again."""
+    files = _files(world, number, keyframe)
+    if not all((root / path).is_file() for path in files.values()):
+        return False
+    try:
+        _points_per_object(root / files["done"])
+    except DataError:
+        return False
+    return True
+
+
+def _points_per_object(path: Path, objects: int | None = None) -> dict[int, int]:
+    """Lidar points of each object, from a finished keyframe's mark. Raises `DataError` for a damaged one."""
+    counts = records.read_record(path, {"points_per_object": dict}, next_step=_RENDER)["points_per_object"]
+    for key, points in counts.items():
+        known = key.isascii() and key.isdigit() and (objects is None or int(key) < objects)
+        if not (known and type(points) is int and 0 < points < 2**31):
+            raise DataError(f"{path}: expected points of each object, got {key[:40]!r}: {points!r:.40}; {_RENDER}")
+    return {int(key): points for key, points in counts.items()}
 
 
 def _files(world: World, number: int, keyframe: int) -> dict[str, str]:
@@ -253,6 +279,8 @@ def _write(path: Path, data: bytes) -> None:
     try:
         partial.write_bytes(data)
         os.replace(partial, path)
+    except IsADirectoryError:
+        raise DataError(f"{path}: is a folder, where a file of the synthetic world belongs; remove it") from None
     finally:
         partial.unlink(missing_ok=True)
 
@@ -487,8 +515,8 @@ def _boxes(root: Path, world: World, number: int, street: Street) -> dict[str, l
     seen: dict[int, list[tuple[int, int]]] = {}
     for k in range(world.keyframes):
         path = root / _files(world, number, k)["done"]
-        for key, points in json.loads(path.read_text())["points_per_object"].items():
-            seen.setdefault(int(key), []).append((k, points))
+        for key, points in _points_per_object(path, len(street.category)).items():
+            seen.setdefault(key, []).append((k, points))
     instances, annotations = [], []
     for o, moments in sorted(seen.items()):
         tokens = [token(world, "sample_annotation", number, o, k) for k, _ in moments]
