@@ -145,7 +145,7 @@ def export_student(checkpoint: str | Path, form: ExportFormat, out: str | Path |
     source = redact_url(os.fspath(checkpoint))
     contents = read_checkpoint(student_file(checkpoint))
     state = student_state(contents, source)
-    path = os.fspath(out) if out is not None else _export_path(source, _EXPORT_ENDINGS[form])
+    path = os.fspath(out) if out is not None else _export_path(os.fspath(checkpoint), _EXPORT_ENDINGS[form])
     epoch, config = contents.get("epoch", 0), contents.get("config") or {}
     with tempfile.TemporaryDirectory() as scratch:
         # The formats' writers write files of this machine.
@@ -158,7 +158,7 @@ def export_student(checkpoint: str | Path, form: ExportFormat, out: str | Path |
             export_safetensors(target, state, epoch, config)
         if storage.is_remote(path):
             storage.write_bytes_atomic(path, target.read_bytes())
-    console.print(f"export: {len(state)} tensors -> {path}")
+    console.print(f"export: {len(state)} tensors -> {redact_url(path)}")
     return path
 
 
