@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -13,10 +14,13 @@ from slidr.data import storage
 from slidr.data.loading import LocalLoader, ScanSource, require_labels, subset_frames
 from slidr.data.splits import published_fraction
 from slidr.models.export import export_slidr
-from slidr.training.checkpoint import write_weights
+from slidr.training.checkpoint import CheckpointError, write_weights
 from slidr.training.loop import Outcome
 from slidr.training.runs import RunFolder
+from slidr.training.schema import weights_misfit
 from slidr.training.segment import SegmentTask, require_segmentation
+
+_log = logging.getLogger(__name__)
 
 
 def finetune(config: Config, progress: bool = True) -> dict[str, Any]:
@@ -57,12 +61,27 @@ class FinetuneStage:
     def keep(self, task: SegmentTask, config: Config, folder: RunFolder, outcome: Outcome) -> dict[str, Any]:
         """Writes the last and the best student in SLidR's published layout."""
         kept = keep_last(task, config, folder, outcome)
-        best = folder.checkpoints.best()
+        best = _best(task, folder)
         if best is not None:
             kept["best_student"] = folder.file("student_best.pt")
             write_weights(kept["best_student"], export_slidr(best["student"], None, best["epoch"], public_dict(config)))
             kept |= {"best_val_miou": best["metrics"]["val_miou"], "best_epoch": best["epoch"]}
         return kept
+
+
+def _best(task: SegmentTask, folder: RunFolder) -> dict[str, Any] | None:
+    """The best checkpoint; a damaged one is told of and left out, since it must not cost the run its other results."""
+    parts, (objective, _) = task.state(), task.objective
+
+    def misfit(state: dict[str, Any]) -> str | None:
+        lacks = None if objective in state["metrics"] else f"metrics: lacks {objective}"
+        return lacks or weights_misfit(state, parts)
+
+    try:
+        return folder.checkpoints.best(misfit)
+    except (CheckpointError, storage.DataError) as error:
+        _log.warning("%s; the best student is not kept, the last one is", error)
+        return None
 
 
 def keep_last(task: SegmentTask, config: Config, folder: RunFolder, outcome: Outcome) -> dict[str, Any]:

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import hashlib
 import logging
 import os
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
 from slidr.data import storage
 from slidr.models import efficientnet
-from slidr.models.files import WeightsError, replacing
+from slidr.models.archive import HEAD_BYTES, kind_of
+from slidr.models.files import WeightsError, replacing, sha256_of
 from slidr.urls import redact_url
 
 EncoderName = Literal["resnet18", "resnet50", "vits16", "vits8", "vitb16", "vitb8", "efficientnet_lite0"]
 Progress = Callable[[int, int | None], None]  # bytes so far, bytes in all where the server says
 
 _log = logging.getLogger(__name__)
+_STALE_S = 86400.0
 
 _META = "https://dl.fbaipublicfiles.com/"
 _DINO = _META + "dino/"
@@ -84,7 +89,7 @@ def resolve(
         path = _fetched(url, path, sha256, progress)
     expected = sha256.lower() if sha256 is not None else _DIGEST_IN_NAME.get(path.name)
     if expected is not None:
-        got = _digest(path)
+        got = sha256_of(path)
         if not got.startswith(expected):
             raise WeightsError(
                 f"{path}: expected SHA-256 {expected}, got {got}; the file is damaged or another one: "
@@ -111,7 +116,7 @@ def whereabouts(
                 f"pass its path instead of the name"
             )
         path = folder / _name_in(url)
-    elif weights.startswith(("http://", "https://")):
+    elif is_url(weights):
         # Two hosts may use one file name.
         tag = hashlib.sha256(weights.encode()).hexdigest()[:8]
         url, path = weights, folder / f"{tag}-{_name_in(weights)}"
@@ -120,22 +125,33 @@ def whereabouts(
     return path, None if path.is_file() else url
 
 
+def is_url(weights: str) -> bool:
+    """Whether weights are downloaded over http(s)."""
+    return weights.startswith(("http://", "https://"))
+
+
 def student_file(weights: str | Path, cache: str | Path | None = None) -> str:
     """Where a student's file can be read: an http(s) URL's copy on this machine, anything else as it is.
 
     URLs are downloaded once into `cache`, as `resolve` does it. Raises `WeightsError` where that fails.
     """
     name = os.fspath(weights)
-    if name.startswith(("http://", "https://")):
+    if is_url(name):
         return str(resolve(name, cache=cache))
     return name if storage.is_remote(name) else storage.join(name)  # file:// is a path
 
 
 def _local(weights: str, encoder: EncoderName) -> Path:
     if "://" in weights and not weights.startswith("file://"):
-        raise WeightsError(f"weights: cannot read {weights!r}; use an https://, http:// or file:// URL, or a path")
+        raise WeightsError(
+            f"weights: cannot read {redact_url(weights)!r}; use an https://, http:// or file:// URL, or a path"
+        )
     path = Path(unquote(urlsplit(weights).path) if weights.startswith("file://") else weights).expanduser()
-    if path.is_file():
+    if path.exists():
+        try:
+            storage.require_regular(path, storage.WEIGHTS_BYTES)
+        except storage.DataError as error:
+            raise WeightsError(str(error)) from error
         return path
     names = ", ".join(weights_names(encoder)) or "none"
     raise WeightsError(f"weights: no file {path}, and no published name for {encoder} (there are: {names})")
@@ -146,41 +162,78 @@ def _fetched(url: str, path: Path, sha256: str | None, progress: Progress | None
     if path.is_file():
         return path
     expected = sha256.lower() if sha256 is not None else _DIGEST_IN_NAME.get(path.name, "")
-    request = urllib.request.Request(url, headers={"User-Agent": "slidr"})
-    _log.info("downloading %s to %s", redact_url(url), path)
+    name = redact_url(url)
+    _log.info("downloading %s to %s", name, path)
+    _sweep_partial(path)
     try:
-        with urllib.request.urlopen(request, timeout=30) as response, replacing(path) as partial:
-            length = response.headers.get("Content-Length")
-            total = int(length) if length is not None else None
-            digest, done = hashlib.sha256(), 0
-            with open(partial, "wb") as file:
-                while chunk := response.read(1 << 20):
-                    file.write(chunk)
-                    digest.update(chunk)
-                    done += len(chunk)
-                    if progress is not None:
-                        progress(done, total)
-            if total is not None and done != total:
-                raise WeightsError(f"{redact_url(url)}: got {done} of {total} bytes; try again, or put it at {path}")
-            if not digest.hexdigest().startswith(expected):
-                raise WeightsError(
-                    f"{redact_url(url)}: expected SHA-256 {expected}, got {digest.hexdigest()}; nothing was kept"
-                )
+        request = urllib.request.Request(url, headers={"User-Agent": "slidr"})
+        with _opener().open(request, timeout=30) as response, replacing(path) as partial:
+            got = _download(response, partial, name, path, progress)
+            if not got.startswith(expected):
+                raise WeightsError(f"{name}: expected SHA-256 {expected}, got {got}; nothing was kept")
     except (OSError, HTTPException, ValueError) as error:
         if isinstance(error, WeightsError):
             raise
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
         raise WeightsError(
-            f"cannot download {redact_url(url)} ({reason}); download it elsewhere and put it at {path}, "
+            f"cannot download {name} ({redact_url(str(reason))}); download it elsewhere and put it at {path}, "
             f"or pass another file's path as the weights"
         ) from None
     return path
 
 
+def _download(response: Any, partial: Path, name: str, path: Path, progress: Progress | None) -> str:
+    """Writes the answer to `partial` and returns its SHA-256; raises `WeightsError` where it is not whole weights."""
+    length = response.headers.get("Content-Length", "")
+    total = int(length) if length.isdigit() else None
+    digest, done = hashlib.sha256(), 0
+    with open(partial, "wb") as file:
+        while chunk := response.read(1 << 20):
+            if done == 0 and kind_of(chunk[:HEAD_BYTES]) is None:
+                raise WeightsError(
+                    f"{name}: is not a file of weights: the answer begins with {chunk[:16]!r} (an error page?); "
+                    f"nothing was kept; download it in a browser and put it at {path}"
+                )
+            done += len(chunk)
+            if max(done, total or 0) > storage.WEIGHTS_BYTES:
+                raise WeightsError(
+                    f"{name}: holds more than the {storage.WEIGHTS_BYTES} bytes that weights may have; nothing was kept"
+                )
+            file.write(chunk)
+            digest.update(chunk)
+            if progress is not None:
+                progress(done, total)
+    if done == 0 or (total is not None and done != total):
+        raise WeightsError(f"{name}: got {done} of {total} bytes; try again, or put it at {path}")
+    return digest.hexdigest()
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects to http(s) addresses, and from https to https alone."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
+        wanted = ("https",) if req.type == "https" else ("http", "https")
+        if urlsplit(newurl).scheme not in wanted:
+            raise WeightsError(
+                f"{redact_url(req.full_url)}: redirects to {redact_url(newurl)}, which is not "
+                f"{' or '.join(wanted)}; nothing was downloaded: use an address that stays on https"
+            )
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _opener() -> urllib.request.OpenerDirector:
+    return urllib.request.build_opener(_Redirects)
+
+
+def _sweep_partial(path: Path) -> None:
+    """Removes what killed downloads of the same file left, once it is a day old (others may be at it now)."""
+    for partial in path.parent.glob(f".{glob.escape(path.name)}-*.part"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - partial.stat().st_mtime > _STALE_S:
+                partial.unlink()
+
+
 def _name_in(url: str) -> str:
     return Path(unquote(urlsplit(url).path)).name or "weights"
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

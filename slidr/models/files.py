@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
-import argparse
+import hashlib
+import io
 import json
 import os
-import pickle
-import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from slidr.data import storage
+from slidr.models import archive
+from slidr.models.archive import Damaged, NeedsCode
+from slidr.urls import redact_url
 
-# What published checkpoints hold besides tensors and plain values; none of it can run code when loaded.
-_scalar: Any = np.float64(0).__reduce__()[0]  # how numpy pickles its numbers; its module differs between numpy 1 and 2
-_HARMLESS: list[Any] = [
-    argparse.Namespace,
-    (_scalar, "numpy.core.multiarray.scalar"),
-    (_scalar, "numpy._core.multiarray.scalar"),
-    np.dtype,
-    *(type(np.dtype(name)) for name in ("bool", "int32", "int64", "float32", "float64")),
-]
+# What the user may run where a file's origin is trusted; a test runs exactly these lines.
+_KEEP_TENSORS = """
+    import torch
+
+    def plain(value):
+        if isinstance(value, torch.nn.Module):
+            value = value.state_dict()
+        if isinstance(value, dict):
+            return {{key: plain(inner) for key, inner in value.items() if type(key) in (str, int)}}
+        return value if type(value) in (torch.Tensor, torch.nn.Parameter, bool, int, float, str) else None
+
+    torch.save(plain(torch.load({name!r}, map_location="cpu", weights_only=False)), "tensors-only.pt")
+"""
 
 
 class WeightsError(ValueError):
@@ -38,47 +43,55 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """The contents of a PyTorch checkpoint or a .safetensors file on this machine or in an object store, on the CPU.
 
     A PyTorch file is opened with `weights_only=True`: no code in it can run. A .safetensors file comes back
-    as {"state_dict": ..., **metadata}. Raises `WeightsError` for a file that is absent, cut off, or holds
-    objects other than tensors and plain values; the message then names the first such object's class.
+    as {"state_dict": ..., **metadata}. Raises `WeightsError` for a file that is absent, not a regular file, larger than
+    `storage.WEIGHTS_BYTES`, damaged (its checksums are compared), cut off, or holds objects other than tensors and
+    plain values; the message then names the first such object's class.
     """
-    if storage.is_remote(path):
-        return _read_remote(os.fspath(path))
-    path = Path(path)
-    if not path.is_file():
-        raise WeightsError(f"{path}: no such file")
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
+    name = redact_url(os.fspath(path))
+    if not storage.is_remote(path) and not storage.exists(path):
+        raise WeightsError(f"{name}: no such file")
+    size = 0
     try:
-        with torch.serialization.safe_globals(_HARMLESS):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if wanted is None:  # torch's own message would advise to open the file unsafely
-            raise _unreadable(path, "is no checkpoint of torch") from None
+        with open_weights(path) as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(0)
+            contents = archive.load(file)
+    except storage.DataError as error:
+        raise WeightsError(str(error)) from error
+    except NeedsCode as error:
+        local = os.path.basename(name) if storage.is_remote(path) else name
         raise WeightsError(
-            f"{path}: refused: loading it would run {wanted[1]}, and a file that runs code can do anything. "
-            f"If you trust its origin, keep only its tensors, in an environment that has that class:\n"
-            f'    c = torch.load("{path.name}", weights_only=False)\n'
-            f'    torch.save(c.get("state_dict", c), "tensors-only.pt")'
+            f"{name}: refused: loading it would run {error.wanted}, and a file that runs code can do anything. "
+            f"If you trust its origin, keep only its tensors, in an environment that has that class, and use "
+            f"tensors-only.pt:\n{_KEEP_TENSORS.format(name=local).rstrip()}"
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError) as error:
-        raise _unreadable(path, str(error).split("\n")[0] or type(error).__name__) from None
-    if not isinstance(checkpoint, Mapping):
-        raise WeightsError(f"{path}: expected a mapping of names, got {type(checkpoint).__name__}")
-    return dict(checkpoint)
+    except Damaged as error:
+        raise WeightsError(
+            f"{name}: not a whole checkpoint ({size} bytes): {error}; it is damaged, cut off or of another kind: "
+            f"delete it, then copy or download it again"
+        ) from None
+    if not isinstance(contents, Mapping):
+        raise WeightsError(f"{name}: expected a mapping of names, got {type(contents).__name__}")
+    return dict(contents)
 
 
-def _read_remote(uri: str) -> dict[str, Any]:
-    """Reads a copy on this machine, which is gone afterwards; errors name the original."""
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder, Path(uri.partition("?")[0]).name)
-        try:
-            copy.write_bytes(storage.read_bytes(uri, storage.WEIGHTS_BYTES))
-            return read_checkpoint(copy)
-        except storage.DataError as error:
-            raise WeightsError(str(error)) from error
-        except WeightsError as error:
-            raise WeightsError(str(error).replace(str(copy), uri)) from None
+@contextmanager
+def open_weights(path: str | Path) -> Iterator[IO[bytes]]:
+    """A file of weights opened for reading at any position. Raises `DataError` as `storage.read_bytes` does."""
+    if storage.is_remote(path):
+        yield io.BytesIO(storage.read_bytes(path, storage.WEIGHTS_BYTES))
+        return
+    with storage.open_read(path, storage.WEIGHTS_BYTES) as file:
+        yield file
+
+
+def sha256_of(path: str | Path) -> str:
+    """The SHA-256 of a file of weights. Raises `WeightsError` where it cannot be read."""
+    try:
+        with open_weights(path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+    except storage.DataError as error:
+        raise WeightsError(str(error)) from error
 
 
 def write_checkpoint(path: str | Path, contents: Mapping[str, Any]) -> str:
@@ -92,12 +105,17 @@ def write_checkpoint(path: str | Path, contents: Mapping[str, Any]) -> str:
 
 
 def write_safetensors(path: str | Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
-    """Saves tensors as safetensors, as `write_checkpoint` does; metadata as JSON, for `read_checkpoint`."""
+    """Saves tensors as safetensors, as `write_checkpoint` does; metadata as JSON, for `read_checkpoint`.
+
+    A digest of it all is added to the metadata: the format has no checksums.
+    """
     from safetensors.torch import save_file
 
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    texts = {key: json.dumps(value) for key, value in metadata.items()}
+    texts[archive.DIGEST] = archive.digest_of(tensors, texts)
     with _written_whole(path) as partial:
-        save_file(tensors, str(partial), metadata={key: json.dumps(value) for key, value in metadata.items()})
+        save_file(tensors, str(partial), metadata=texts)
     return os.fspath(path)
 
 
@@ -130,29 +148,3 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def _read_safetensors(path: Path) -> dict[str, Any]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = {key: _parsed(value) for key, value in (file.metadata() or {}).items()}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise _unreadable(path, str(error).split("\n")[0] or type(error).__name__) from None
-    return {**metadata, "state_dict": state}
-
-
-def _parsed(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
-
-
-def _unreadable(path: Path, reason: str) -> WeightsError:
-    return WeightsError(
-        f"{path}: not a whole checkpoint ({path.stat().st_size} bytes): {reason}; it may be cut off or of "
-        f"another kind: fetch it again"
-    )

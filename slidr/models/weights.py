@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
+import math
+from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,9 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from slidr.config import VoxelConfig
-from slidr.data import storage
 from slidr.models.download import EncoderName, resolve, student_file
-from slidr.models.files import WeightsError, read_checkpoint
+from slidr.models.files import WeightsError, read_checkpoint, sha256_of
+from slidr.models.numbers import first_problem
 from slidr.urls import redact_url
 
 __all__ = [
@@ -49,17 +50,13 @@ class LoadReport:
 # A published file holds its state dict under one of these names, or is one itself.
 _ENCODER_CONTAINERS = ("model_images", "state_dict", "teacher", "network", "model")
 
-# What stands before the encoder's own names: MoCo; PixPro; DINO's training files; SwAV, DeepCluster; SLidR.
-# The first that leads to the anchor is taken. The momentum copy (encoder_k) has another prefix.
-_ENCODER_PREFIXES = (
-    "module.encoder_q.",
-    "module.encoder.",
-    "module.backbone.",
-    "backbone.",
-    "module.",
-    "model_images.encoder.",
-    "encoder.",
-    "",
+# What stands before the encoder's own names: MoCo; PixPro; DINO's training files; SwAV, DeepCluster; SLidR; each with
+# and without the `module.` of a training on several GPUs. The first that leads to the anchor is taken. The momentum
+# copy (encoder_k) has another prefix.
+_ENCODER_PREFIXES = tuple(
+    wrapper + prefix
+    for prefix in ("encoder_q.", "model_images.encoder.", "encoder.", "backbone.", "")
+    for wrapper in ("module.", "")
 )
 
 # A name that every state dict of the encoder has.
@@ -98,7 +95,10 @@ def encoder_state(checkpoint: Mapping[str, Any], kind: EncoderName, source: str 
     for prefix in _ENCODER_PREFIXES:
         if prefix + anchor in state:
             return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-    raise WeightsError(f"{source}: no {kind} in it: expected a name ending in {anchor}, got {_some(tuple(state))}")
+    prefixes = ", ".join(prefix for prefix in _ENCODER_PREFIXES if prefix)
+    raise WeightsError(
+        f"{source}: no {kind} in it: expected {anchor}, alone or after one of {prefixes}; got {_some(tuple(state))}"
+    )
 
 
 def load_encoder(
@@ -193,16 +193,14 @@ def student_state(checkpoint: Mapping[str, Any], source: str = "checkpoint") -> 
     (prefix,) = prefixes
     state = {name.removeprefix(prefix): value for name, value in branch.items() if name.startswith(prefix)}
     if _CONTRAST_TRUNK in prefix:
-        return {name: value for name, value in state.items() if not name.startswith(_CONTRAST_HEAD)}
+        state = {name: value for name, value in state.items() if not name.startswith(_CONTRAST_HEAD)}
+    _require_numbers(state, None, source)
     return state
 
 
 def weights_digest(path: str | Path) -> str:
     """The SHA-256 of a student's file, wherever it is. Raises `WeightsError` where it cannot be read."""
-    try:
-        return hashlib.sha256(storage.read_bytes(student_file(path), storage.WEIGHTS_BYTES)).hexdigest()
-    except storage.DataError as error:
-        raise WeightsError(str(error)) from error
+    return sha256_of(student_file(path))
 
 
 def voxel_expectation(voxel: VoxelConfig) -> dict[str, Any]:
@@ -263,9 +261,7 @@ def _same_classes(state: State, own: Mapping[str, Tensor], source: str) -> None:
 
 def _agree(config: Any, expect: Mapping[str, Any], source: str) -> None:
     """Raises where the checkpoint was made with other voxels than `expect` says."""
-    if not isinstance(config, Mapping):
-        return
-    found = _voxels_in(config)
+    found = _voxels_in(config, source)
     for key in ("cylindrical_coordinates", "azimuth_wrap", "voxel_size"):
         got, want = found.get(key), expect.get(key)
         if got is None or want is None:
@@ -273,7 +269,7 @@ def _agree(config: Any, expect: Mapping[str, Any], source: str) -> None:
         if key == "voxel_size":
             # Where only one of the two says so, they may still agree on being cylindrical.
             cylindrical = found.get("cylindrical_coordinates", expect.get("cylindrical_coordinates", True))
-            same = _sizes(got, bool(cylindrical)) == _sizes(want, bool(cylindrical))
+            same = _sizes(got, bool(cylindrical), source) == _sizes(want, bool(cylindrical), source)
         else:
             same = bool(got) == bool(want)
         if not same:
@@ -283,23 +279,42 @@ def _agree(config: Any, expect: Mapping[str, Any], source: str) -> None:
             )
 
 
-def _voxels_in(config: Mapping[str, Any]) -> dict[str, Any]:
+def _voxels_in(config: Any, source: str) -> dict[str, Any]:
     """`voxel_size`, `cylindrical_coordinates` and `azimuth_wrap`: at the config's top, or in ours under data.voxel."""
+    config = _mapping(config, "config", source)
     data = config.get("data")
-    voxel = data.get("voxel") if isinstance(data, Mapping) else None
-    if isinstance(voxel, Mapping):
-        return {
+    voxel = _mapping(data.get("voxel"), "config: data.voxel", source) if isinstance(data, Mapping) else {}
+    if voxel:
+        found = {
             "voxel_size": voxel.get("size"),
             "cylindrical_coordinates": voxel.get("cylindrical"),
             "azimuth_wrap": voxel.get("azimuth_wrap"),
         }
-    return {key: config[key] for key in ("voxel_size", "cylindrical_coordinates") if key in config}
+    else:
+        found = {key: config[key] for key in ("voxel_size", "cylindrical_coordinates") if key in config}
+    for key in ("cylindrical_coordinates", "azimuth_wrap"):
+        if not isinstance(found.get(key), int | None):  # a bool is an int
+            raise WeightsError(f"{source}: config: {key}: expected true or false, got {type(found[key]).__name__}")
+    return found
 
 
-def _sizes(size: Any, cylindrical: bool) -> tuple[float, ...]:
+def _mapping(value: Any, what: str, source: str) -> Mapping[str, Any]:
+    value = vars(value) if isinstance(value, Namespace) else {} if value is None else value
+    if not isinstance(value, Mapping):
+        raise WeightsError(f"{source}: {what}: expected keys with values, got {type(value).__name__}")
+    return value
+
+
+def _sizes(size: Any, cylindrical: bool, source: str) -> tuple[float, ...]:
     """One number s stands for (s m, 1 degree, s m), Cartesian (s, s, s) m."""
     if isinstance(size, int | float):
         size = (size, 1.0, size) if cylindrical else (size, size, size)
+    if (
+        not isinstance(size, list | tuple)
+        or len(size) != 3
+        or not all(isinstance(length, int | float) and math.isfinite(length) for length in size)
+    ):
+        raise WeightsError(f"{source}: config: voxel_size: expected one or three finite numbers, got {str(size)[:80]}")
     return tuple(round(float(length), 6) for length in size)
 
 
@@ -311,13 +326,17 @@ def _tensors(checkpoint: Mapping[str, Any], containers: tuple[str, ...], source:
     for key in containers:
         inner = checkpoint.get(key)
         if isinstance(inner, Mapping) and any(isinstance(value, Tensor) for value in inner.values()):
-            return {name: value for name, value in inner.items() if isinstance(value, Tensor)}
-    state = {name: value for name, value in checkpoint.items() if isinstance(value, Tensor)}
+            return _named(inner)
+    state = _named(checkpoint)
     if not state:
         raise WeightsError(
             f"{source}: no state dict in it; looked under {', '.join(containers)}, found {_some(tuple(checkpoint))}"
         )
     return state
+
+
+def _named(values: Mapping[str, Any]) -> State:
+    return {name: value for name, value in values.items() if isinstance(value, Tensor) and isinstance(name, str)}
 
 
 def _load(
@@ -344,10 +363,20 @@ def _load(
         got, want = tuple(state[name].shape), tuple(own[name].shape)
         if got != want:
             raise WeightsError(f"{source}: {name} has shape {got}, the model's has {want}; not the same network")
+    _require_numbers({name: state[name] for name in loaded}, own, source)
     module.load_state_dict(state, strict=False)
     return LoadReport(loaded, tuple(sorted(skipped)), absent)
 
 
+def _require_numbers(state: State, own: State | None, source: str) -> None:
+    """Raises `WeightsError` where a tensor is not made of finite numbers."""
+    problem = first_problem(state, own)
+    if problem is not None:
+        raise WeightsError(
+            f"{source}: {problem}; the file is damaged or its training diverged: take an intact or an earlier one"
+        )
+
+
 def _some(names: tuple[str, ...], most: int = 4) -> str:
-    shown = ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+    shown = ", ".join(map(str, names[:most])) + (", ..." if len(names) > most else "")
     return f"{len(names)} ({shown})" if names else "0"

@@ -21,20 +21,27 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from slidr.data import storage
+from slidr.models import archive
+from slidr.models.files import open_weights
 from slidr.training import workers
+from slidr.training.schema import schema_problem
+from slidr.urls import redact_url
 
 FORMAT = 1
 _NAME = re.compile(r"step-(\d{8})\.pt$")
 _BEST = "best.pt"
 _NONE, _UNREADABLE = -1, -2  # in the place of a step number
 _log = logging.getLogger(__name__)
+Misfit = Callable[[dict[str, Any]], str | None]  # why a run cannot go on from a checkpoint; None: it can
 
 
 class CheckpointError(ValueError):
@@ -70,8 +77,8 @@ class CheckpointFolder:
         matches = (_NAME.search(name) for name in storage.list_names(self.path))
         return sorted(int(match.group(1)) for match in matches if match)
 
-    def newest(self) -> dict[str, Any] | None:
-        """The newest checkpoint that can be read, or None; damaged ones are passed over with a warning.
+    def newest(self, misfit: Misfit | None = None) -> dict[str, Any] | None:
+        """The newest checkpoint that is intact and has no `misfit`, or None; others are passed over with a warning.
 
         What a writer that was killed left half-written is removed.
         """
@@ -79,42 +86,51 @@ class CheckpointFolder:
         steps = self.steps()
         for step in reversed(steps):
             try:
-                return self.read(step)
+                return self.read(step, misfit)
             except (CheckpointError, storage.DataError) as error:
                 _log.warning("%s; going on from the one before", error)
         if steps:
-            raise CheckpointError(f"{self.path}: none of its {len(steps)} checkpoints can be read; move them away")
+            raise CheckpointError(
+                f"{redact_url(self.path)}: none of its {len(steps)} checkpoints can be used; move them away"
+            )
         return None
 
-    def read(self, step: int) -> dict[str, Any]:
-        """The checkpoint of a step. Raises `CheckpointError` or `DataError` where it cannot be read."""
-        return read(storage.join(self.path, f"step-{step:08d}.pt"))
+    def read(self, step: int, misfit: Misfit | None = None) -> dict[str, Any]:
+        """The checkpoint of a step. Raises `CheckpointError` or `DataError` where it cannot be used."""
+        path = storage.join(self.path, f"step-{step:08d}.pt")
+        state = read(path, misfit)
+        if state["step"] != step:
+            raise CheckpointError(_unusable(path, f"is the checkpoint of step {state['step']}, by its contents"))
+        return state
 
-    def best(self) -> dict[str, Any] | None:
-        """The best checkpoint, or None where none was kept."""
+    def best(self, misfit: Misfit | None = None) -> dict[str, Any] | None:
+        """The best checkpoint, or None where none was kept. Raises as `read` does."""
         path = storage.join(self.path, _BEST)
-        return read(path) if storage.exists(path) else None
+        return read(path, misfit) if storage.exists(path) else None
 
 
-def newest_on_every_worker(checkpoints: CheckpointFolder, device: torch.device) -> dict[str, Any] | None:
-    """`checkpoints.newest()` as worker 0 sees it, read by every worker, so that all go on from the same step.
+def newest_on_every_worker(
+    checkpoints: CheckpointFolder, device: torch.device, misfit: Misfit | None = None
+) -> dict[str, Any] | None:
+    """`checkpoints.newest(misfit)` as worker 0 sees it, read by every worker, so that all go on from the same step.
 
     Every worker must call it. Raises `CheckpointError` on all of them where one cannot read what worker 0 can.
     """
-    state, problem = None, None
+    state: dict[str, Any] | None = None
+    problem: Exception | None = None
     if workers.rank() == 0:
         try:
-            state = checkpoints.newest()
-        except CheckpointError as error:
+            state = checkpoints.newest(misfit)
+        except Exception as error:  # whatever it is: the other workers wait to hear of it
             problem = error
     step = workers.gather_int(_UNREADABLE if problem else _NONE if state is None else state["step"], device)[0]
     if problem is not None:
         raise problem
     if step == _UNREADABLE:
-        raise CheckpointError(f"{checkpoints.path}: worker 0 cannot read its checkpoints")
+        raise CheckpointError(f"{redact_url(checkpoints.path)}: worker 0 cannot read its checkpoints")
     if workers.rank() != 0:
         try:
-            state = checkpoints.read(step) if step != _NONE else None
+            state = checkpoints.read(step, misfit) if step != _NONE else None
             agrees = step != _NONE or not checkpoints.steps()
         except (CheckpointError, storage.DataError):
             agrees = False
@@ -124,8 +140,8 @@ def newest_on_every_worker(checkpoints: CheckpointFolder, device: torch.device) 
     if strangers:
         what = f"its checkpoint of step {step}" if step != _NONE else "that there is no checkpoint"
         raise CheckpointError(
-            f"{checkpoints.path}: worker 0 sees {what}, workers {strangers} do not; run.folder must be storage that "
-            f"every node sees"
+            f"{redact_url(checkpoints.path)}: worker 0 sees {what}, workers {strangers} do not; run.folder must be "
+            f"storage that every node sees"
         )
     return state
 
@@ -143,22 +159,36 @@ def write_weights(path: str, values: dict[str, Any]) -> None:
         storage.write_bytes_atomic(path, buffer.getvalue())
     except OSError as error:
         raise CheckpointError(
-            f"{path}: cannot be written ({error.strerror or error}); what was saved before is intact: free space, "
-            f"then continue with --run.resume"
+            f"{redact_url(path)}: cannot be written ({error.strerror or error}); what was saved before is intact: "
+            f"free space, then continue with --run.resume"
         ) from error
 
 
-def read(path: str) -> dict[str, Any]:
-    """One checkpoint, on the CPU. Raises `CheckpointError` for a file that is damaged or of another kind."""
-    data = storage.read_bytes(path, storage.WEIGHTS_BYTES)
+def read(path: str, misfit: Misfit | None = None) -> dict[str, Any]:
+    """One checkpoint, on the CPU.
+
+    Raises `CheckpointError` for a file that is damaged (its checksums are compared), of another kind, lacks entries or
+    has a `misfit`, `DataError` where there is no regular file.
+    """
+    size = 0
     try:
-        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises several unrelated types for a damaged archive
-        reason = type(error).__name__
-        raise CheckpointError(f"{path}: not a readable checkpoint ({len(data)} bytes; {reason})") from None
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        found = state.get("format") if isinstance(state, dict) else type(state).__name__
+        with open_weights(path) as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(0)
+            state = archive.load(file)
+    except archive.Damaged as error:
+        raise CheckpointError(_unusable(path, f"{size} bytes; {error}")) from None
+    found = state.get("format") if isinstance(state, dict) else type(state).__name__
+    if type(found) is not int or found != FORMAT:
         raise CheckpointError(
-            f"{path}: checkpoint format {found}, expected {FORMAT}; foreign weights go through student.weights"
+            f"{redact_url(path)}: checkpoint format {str(found)[:40]}, expected {FORMAT}; foreign weights go through "
+            f"student.weights"
         )
+    problem = schema_problem(state) or (misfit(state) if misfit is not None else None)
+    if problem is not None:
+        raise CheckpointError(_unusable(path, problem))
     return state
+
+
+def _unusable(path: str, reason: str) -> str:
+    return f"{redact_url(path)}: not a readable checkpoint ({reason})"

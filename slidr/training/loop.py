@@ -28,6 +28,7 @@ from slidr.training.optim import (
     set_learning_rate,
     total_steps,
 )
+from slidr.training.schema import Expected
 
 _log = logging.getLogger(__name__)
 _DTYPES: dict[Precision, torch.dtype] = {
@@ -236,11 +237,15 @@ class _Run:
         self.checkpoints.save(state)
 
     def _resume(self) -> None:
-        state = newest_on_every_worker(self.checkpoints, self.device)
+        expected = Expected(self.task.kind, self.task.state(), self.optimizer, self.scaler.state_dict(), self.last_step)
+        state = newest_on_every_worker(self.checkpoints, self.device, expected.misfit)
         if state is None:
             return
         self.task.load_state(state)
-        self.optimizer.load_state_dict(state["optimizer"])
+        # Settings that a checkpoint of another torch lacks are the run's own.
+        own = self.optimizer.state_dict()["param_groups"]
+        groups = [{**mine, **saved} for mine, saved in zip(own, state["optimizer"]["param_groups"], strict=True)]
+        self.optimizer.load_state_dict({**state["optimizer"], "param_groups": groups})
         self.scaler.load_state_dict(state["scaler"])
         self.step, self.metrics, self.best = state["step"], state["metrics"], state["best"]
 

@@ -20,6 +20,9 @@ from slidr.models.teachers import TEACHERS, build_teacher
 from slidr.models.weights import load_student, weights_digest
 
 
+ZIP = b"PK\x03\x04"  # what every zip file begins with, torch's included
+
+
 class Files(http.server.BaseHTTPRequestHandler):
     """Serves what the test put in `contents`, and counts."""
 
@@ -56,7 +59,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def test_a_url_is_downloaded_once_with_progress_and_its_digest_is_checked(server: str, tmp_path: Path) -> None:
-    body = bytes(range(256)) * 8192  # 2 MiB
+    body = ZIP + bytes(range(256)) * 8192  # 2 MiB
     Files.contents["/w.pth"] = body
     seen: list[tuple[int, int | None]] = []
     digest = hashlib.sha256(body).hexdigest()
@@ -71,14 +74,14 @@ def test_a_url_is_downloaded_once_with_progress_and_its_digest_is_checked(server
 
 
 def test_equal_file_names_of_two_urls_do_not_meet_in_the_cache(server: str, tmp_path: Path) -> None:
-    Files.contents = {"/a/w.pth": b"a", "/b/w.pth": b"b"}
-    assert resolve(f"{server}/a/w.pth", None, tmp_path).read_bytes() == b"a"
-    assert resolve(f"{server}/b/w.pth", None, tmp_path).read_bytes() == b"b"
+    Files.contents = {"/a/w.pth": ZIP + b"a", "/b/w.pth": ZIP + b"b"}
+    assert resolve(f"{server}/a/w.pth", None, tmp_path).read_bytes() == ZIP + b"a"
+    assert resolve(f"{server}/b/w.pth", None, tmp_path).read_bytes() == ZIP + b"b"
 
 
 def test_a_wrong_digest_keeps_nothing(server: str, tmp_path: Path) -> None:
-    Files.contents["/w.pth"] = b"other"
-    with pytest.raises(WeightsError, match=rf"/w.pth: expected SHA-256 {'0' * 64}, got d9298a10.*nothing was kept"):
+    Files.contents["/w.pth"] = ZIP + b"other"
+    with pytest.raises(WeightsError, match=rf"/w.pth: expected SHA-256 {'0' * 64}, got c004c391.*nothing was kept"):
         resolve(f"{server}/w.pth", "0" * 64, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -93,8 +96,8 @@ def test_a_file_in_place_with_a_wrong_digest_is_an_error_that_names_it(tmp_path:
 
 
 def test_a_broken_off_download_keeps_nothing(server: str, tmp_path: Path) -> None:
-    Files.contents["/w.pth"], Files.promised["/w.pth"] = b"half", 8
-    with pytest.raises(WeightsError, match=r"/w.pth: got 4 of 8 bytes"):
+    Files.contents["/w.pth"], Files.promised["/w.pth"] = ZIP + b"half", 12
+    with pytest.raises(WeightsError, match=r"/w.pth: got 8 of 12 bytes"):
         resolve(f"{server}/w.pth", None, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -178,7 +181,7 @@ def test_a_student_at_a_url_is_downloaded_once_loaded_and_exported(
     assert all(torch.equal(exported[name], value) for name, value in source.state_dict().items())
     assert Files.requests == ["/s.pt?token=hush"]
     Files.contents["/other.pt"] = b"<html>"
-    with pytest.raises(WeightsError, match="no checkpoint of torch"):
+    with pytest.raises(WeightsError, match=r"/other\.pt: is not a file of weights: .*b'<html>'"):
         load_student(module, f"{server}/other.pt")
     with pytest.raises(WeightsError, match=r"s\.pt: its last layer has 64 outputs") as refused:
         load_student(student(out_channels=17), url)

@@ -23,6 +23,12 @@ def _inputs() -> tuple[torch.Tensor, torch.Tensor]:
     return rows, torch.randn(sum(ROWS), 4, generator=generator)
 
 
+def _state(step: int) -> dict[str, Any]:
+    """The smallest checkpoint there is."""
+    entries: dict[str, Any] = {name: {} for name in ("student", "optimizer", "scaler", "config", "metrics")}
+    return {**entries, "kind": "toy", "step": step, "epoch": 0, "best": None}
+
+
 def _own(rank: int) -> slice:
     return slice(sum(ROWS[:rank]), sum(ROWS[: rank + 1]))
 
@@ -56,7 +62,7 @@ def _process(rank: int, folder: str) -> None:
         checkpoints = CheckpointFolder(f"{folder}/{name}{f'-{rank}' if own else ''}")
         for step in (3, 5):
             if (name == "shared" and rank == 0) or (name == "own" and rank == 1) or name == "damaged":
-                checkpoints.save({"step": step})
+                checkpoints.save(_state(step))
         if name == "damaged" and rank == 1:
             Path(checkpoints.path, "step-00000005.pt").write_bytes(b"half")
         dist.barrier()
