@@ -36,6 +36,7 @@ class SearchTracker:
         self._inside = replace(config, tracking=replace(config.tracking, uri=tracking_uri(config)))
         self._known: dict[str, str] = {}  # run ids by folder, of the runs that this process made or found
         self._parents: list[str] = []  # the runs of the search and of its fractions
+        self._listed: dict[str, dict[str, str]] = {}  # run ids by name, of what the store had below a parent
         self._fresh = False  # the store knows nothing of this search: notes of earlier ids mean nothing
         self._retry_at = 0.0
         self._away = False
@@ -157,11 +158,14 @@ class SearchTracker:
 
         It may lack parameters.
         """
-        client = connect(tracking_uri(self._config))
-        experiment = client.get_run(parent).info.experiment_id
-        return next(
-            (run.info.run_id for run in _children(client, experiment, parent) if run.info.run_name == name), None
-        )
+        if parent not in self._listed:  # once: listing all for each new run would take ever longer
+            client = connect(tracking_uri(self._config))
+            experiment = client.get_run(parent).info.experiment_id
+            listed: dict[str, str] = {}
+            for run in _children(client, experiment, parent):
+                listed.setdefault(run.info.run_name, run.info.run_id)
+            self._listed[parent] = listed
+        return self._listed[parent].get(name)
 
     def trying(self, call: Callable[[], T]) -> T | None:
         if time.monotonic() < self._retry_at:
@@ -177,6 +181,7 @@ class SearchTracker:
                     type(error).__name__,
                 )
             self._away, self._retry_at = True, time.monotonic() + _PAUSE_S
+            self._listed.clear()  # the call may have made a run before it failed
             return None
         self._away = False
         return value
