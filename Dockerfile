@@ -1,6 +1,6 @@
 # One image for every node of a cluster: head and workers, CPU and GPU.
 #
-#   docker build -t slidr .
+#   docker build -t slidr:0.1.0 .
 #
 # The environment is requirements.lock, as in `make install`. torch carries its own CUDA libraries; a GPU node needs
 # NVIDIA's driver and container toolkit, nothing else.

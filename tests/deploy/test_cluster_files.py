@@ -27,7 +27,13 @@ QUANTITY = (
     r"^(\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))(([KMGTPE]i)|[numkMGTPE]|([eE](\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))))?$"
 )
 RESOURCES = {"requests": {"*": QUANTITY}, "limits": {"*": QUANTITY}}
-SECURITY = {"runAsNonRoot": bool, "runAsUser": int, "allowPrivilegeEscalation": bool}
+SECURITY = {
+    "runAsNonRoot": bool,
+    "runAsUser": int,
+    "allowPrivilegeEscalation": bool,
+    "capabilities": {"drop": [str]},
+    "seccompProfile": {"type!": "^(RuntimeDefault|Localhost|Unconfined)$"},
+}
 POD_TEMPLATE = {
     "spec": {
         "containers!": [
@@ -39,7 +45,14 @@ POD_TEMPLATE = {
                 "volumeMounts": [{"name!": str, "mountPath!": str, "readOnly": bool}],
             }
         ],
-        "securityContext": {"fsGroup": int},
+        "securityContext": {
+            "fsGroup": int,
+            "runAsNonRoot": bool,
+            "runAsUser": int,
+            "seccompProfile": {"type!": "^(RuntimeDefault|Localhost|Unconfined)$"},
+        },
+        "automountServiceAccountToken": bool,
+        "restartPolicy": "^(Always|OnFailure|Never)$",
         "tolerations": [{"key": str, "operator": "^(Exists|Equal)$", "effect": "^(NoSchedule|NoExecute)$"}],
         "volumes": [{"name!": str, "persistentVolumeClaim": {"claimName!": str, "readOnly": bool}}],
     }
@@ -51,6 +64,7 @@ RAYJOB = {
     "spec!": {
         "entrypoint": str,
         "submissionMode": "^(K8sJobMode|HTTPMode|InteractiveMode|SidecarMode)$",
+        "submitterPodTemplate": POD_TEMPLATE,
         "shutdownAfterJobFinishes": bool,
         "ttlSecondsAfterFinished": int,
         "backoffLimit": int,
@@ -58,7 +72,11 @@ RAYJOB = {
             "rayVersion": str,
             "authOptions": {"mode": "^(disabled|token)$", "secretName": str},
             "enableInTreeAutoscaling": bool,
-            "autoscalerOptions": {"idleTimeoutSeconds": int, "upscalingMode": "^(Default|Aggressive|Conservative)$"},
+            "autoscalerOptions": {
+                "idleTimeoutSeconds": int,
+                "upscalingMode": "^(Default|Aggressive|Conservative)$",
+                "securityContext": SECURITY,
+            },
             "headGroupSpec!": {"rayStartParams": {"*": str}, "template!": POD_TEMPLATE},
             "workerGroupSpecs": [
                 {
@@ -187,7 +205,7 @@ def test_a_rayjob_runs_a_job_of_this_tree_with_options_that_its_config_takes(pat
 
 
 @pytest.mark.parametrize("path", RAYJOBS, ids=lambda path: path.name)
-def test_a_rayjobs_pods_want_the_token_run_as_no_root_and_have_rays_locked_version(path: Path) -> None:
+def test_a_rayjobs_pods_want_the_token_and_have_rays_locked_version(path: Path) -> None:
     cluster = read(path)["spec"]["rayClusterSpec"]
     assert cluster["authOptions"] == {"mode": "token"}
     locked = re.search(r"^ray==(.+)$", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
@@ -196,9 +214,93 @@ def test_a_rayjobs_pods_want_the_token_run_as_no_root_and_have_rays_locked_versi
     groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
     for group in groups:
         (container,) = group["template"]["spec"]["containers"]
-        assert container["securityContext"]["runAsNonRoot"] is True
         assert container["resources"]["requests"] == container["resources"]["limits"]
         assert [mount["mountPath"] for mount in container["volumeMounts"]] == ["/mnt/slidr"]
+
+
+def pods(manifest: Any) -> dict[str, Any]:
+    """The pods that a RayJob makes, by what they do: their specs."""
+    cluster = manifest["spec"]["rayClusterSpec"]
+    workers = {group["groupName"]: group["template"]["spec"] for group in cluster["workerGroupSpecs"]}
+    head = cluster["headGroupSpec"]["template"]["spec"]
+    return {"submitter": manifest["spec"]["submitterPodTemplate"]["spec"], "head": head, **workers}
+
+
+def unrestricted(pod: Any) -> list[str]:
+    """Where a pod departs from Kubernetes' restricted Pod Security Standard, and what of it could become root.
+
+    https://kubernetes.io/docs/concepts/security/pod-security-standards/
+    """
+    found = []
+    for container in pod["containers"]:
+        has = {**pod.get("securityContext", {}), **container.get("securityContext", {})}
+        wanted = {
+            "runAsNonRoot": True,
+            "runAsUser": 1000,
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "seccompProfile": {"type": "RuntimeDefault"},
+        }
+        found += [f"{container['name']}: {key} is {has.get(key)}" for key in wanted if has.get(key) != wanted[key]]
+    return found
+
+
+@pytest.mark.parametrize("path", RAYJOBS, ids=lambda path: path.name)
+def test_every_pod_of_a_rayjob_keeps_to_kubernetes_restricted_standard(path: Path) -> None:
+    manifest = read(path)
+    assert {name: unrestricted(pod) for name, pod in pods(manifest).items()} == {name: [] for name in pods(manifest)}
+    cluster = manifest["spec"]["rayClusterSpec"]
+    if cluster.get("enableInTreeAutoscaling"):  # a container that KubeRay puts beside the head's
+        options, head = cluster["autoscalerOptions"], pods(manifest)["head"]
+        beside = {"name": "autoscaler", "securityContext": options["securityContext"]}
+        assert unrestricted({**head, "containers": [beside]}) == []
+    pods(manifest)["head"]["containers"][0]["securityContext"]["capabilities"]["drop"] = ["NET_RAW"]
+    assert len(unrestricted(pods(manifest)["head"])) == 1
+
+
+def test_the_image_has_the_user_that_the_pods_run_as() -> None:
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    assert "useradd --create-home --uid 1000 ray" in dockerfile
+    assert "\nUSER ray\n" in dockerfile
+
+
+@pytest.mark.parametrize("path", RAYJOBS, ids=lambda path: path.name)
+def test_only_a_head_with_an_autoscaler_beside_it_has_a_token_for_kubernetes(path: Path) -> None:
+    manifest = read(path)
+    autoscaled = manifest["spec"]["rayClusterSpec"].get("enableInTreeAutoscaling", False)
+    tokens = {name: pod["automountServiceAccountToken"] for name, pod in pods(manifest).items()}
+    assert {name for name, token in tokens.items() if token} == ({"head"} if autoscaled else set())
+
+
+def images(value: Any) -> set[str]:
+    """Every image that a manifest or cluster file names."""
+    if isinstance(value, dict):
+        own = {value["image"]} if isinstance(value.get("image"), str) else set()
+        return own.union(*map(images, value.values()))
+    return set().union(*map(images, value)) if isinstance(value, list) else set()
+
+
+@pytest.mark.parametrize("path", [*CLUSTERS, *RAYJOBS], ids=lambda path: path.name)
+def test_a_file_names_one_image_of_this_version_and_says_how_to_pin_it(path: Path) -> None:
+    (image,) = images(read(path))
+    version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert version is not None
+    name, _, tag = image.rpartition(":")
+    assert tag == version[1], "neither a floating tag nor another version's"
+    assert re.search(
+        rf"^ *#.*{re.escape(name.rpartition('/')[2])}:{re.escape(tag)}@sha256:DIGEST", path.read_text(), re.M
+    )
+    assert f"docker build -t slidr:{tag} ." in (ROOT / "docs" / "cluster.md").read_text()
+
+
+def test_pillow_is_no_older_than_the_first_without_known_holes_and_locked_so() -> None:
+    """Every image that is read passes through it. 12.3.0 is the last with a published hole."""
+    wanted = re.search(r'"pillow>=([\d.]+)"', (ROOT / "pyproject.toml").read_text())
+    locked = re.search(r"^pillow==([\d.]+)$", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
+    assert wanted is not None
+    assert locked is not None
+    least, version = (tuple(map(int, found[1].split("."))) for found in (wanted, locked))
+    assert (12, 3, 0) < least <= version
 
 
 def test_pretraining_on_kubernetes_has_the_room_that_it_asks_for() -> None:
