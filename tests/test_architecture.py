@@ -35,6 +35,7 @@ DOORS: dict[str, set[str]] = {
     "optuna": {"tuning/proposals"},
     "nuscenes": {"data/nuscenes"},
     "skimage": {"ops/superpixels"},
+    "numba": {"ops/slic_kernels", "ops/superpixels"},
     "MinkowskiEngine": {"sparse/minkowski"},
     "matplotlib": {"report"},
     "yaml": {"config/yaml_text"},

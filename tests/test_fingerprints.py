@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from slidr.cluster.superpixels import folder_of
-from slidr.config import SuperpixelConfig, fingerprint, load
+from slidr.config import SlicEngine, SuperpixelConfig, fingerprint, load
 from slidr.config.schema import added
 from slidr.training.runs import identity
 
@@ -25,14 +26,15 @@ def test_configs_of_the_first_schema_keep_their_fingerprints(name: str) -> None:
     config = load(GOLDEN / name)
     assert RECORDED[name] == {
         "identity": identity(config),
-        "superpixels": fingerprint(replace(config.superpixels, folder="")),
+        "superpixels": fingerprint(config.superpixels.parameters),
         "evaluation": fingerprint(config.evaluation),
         "world": fingerprint(config.world),
     }
 
 
 def test_the_published_superpixels_keep_their_folder() -> None:
-    assert folder_of(SuperpixelConfig(folder="maps")) == "maps/slic-150-6-3-def05670b2"
+    for engine in get_args(SlicEngine):
+        assert folder_of(SuperpixelConfig(folder="maps", engine=engine)) == "maps/slic-150-6-3-def05670b2"
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -59,7 +59,7 @@ class SuperpixelReport:
 def folder_of(config: SuperpixelConfig) -> str:
     """The folder of the label maps of these parameters, for example slic-150-6-3-0a1b2c3d4e."""
     name = f"slic-{config.segments}-{config.compactness:g}-{config.sigma:g}"
-    return storage.join(config.folder, f"{name}-{fingerprint(replace(config, folder=''))}")
+    return storage.join(config.folder, f"{name}-{fingerprint(config.parameters)}")
 
 
 def compute_superpixels(
@@ -120,7 +120,7 @@ def compute_map(image: ImageRef, root: str, folder: str, config: SuperpixelConfi
     path, target = storage.safe_join(root, image.path), map_path(folder, image.token)
     pixels = files.read_image(path, (image.width, image.height))
     try:
-        labels = slic(pixels, config.segments, config.compactness, config.sigma)
+        labels = slic(pixels, config.segments, config.compactness, config.sigma, config.engine)
     except ValueError as error:
         raise DataError(f"{path}: {error}") from error
     storage.write_bytes_atomic(target, files.encode_label_map(labels))
@@ -244,7 +244,7 @@ def _task_memory(todo: ImageList) -> int:
 def _write_parameters(folder: str, config: SuperpixelConfig) -> None:
     """Puts the parameters beside the maps; refuses a folder that holds other ones'."""
     path = storage.join(folder, PARAMETERS)
-    wanted = {"method": "slic", **{k: v for k, v in asdict(config).items() if k != "folder"}}
+    wanted = {"method": "slic", **{k: v for k, v in asdict(config).items() if k not in ("folder", "engine")}}
     if storage.exists(path):
         try:
             found = read_json(path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal, TypeVar
 
 from slidr.config.marks import (
@@ -39,6 +39,7 @@ OptimizerName = Literal["sgd", "adamw"]
 ScheduleName = Literal["cosine", "one_cycle", "step", "constant"]
 Precision = Literal["float32", "bfloat16", "float16"]
 MethodName = Literal["pretrained", "random"]
+SlicEngine = Literal["compiled", "scikit-image"]
 SearcherName = Literal["grid", "random", "tpe"]
 PrunerName = Literal["none", "asha"]
 
@@ -130,6 +131,12 @@ class SuperpixelConfig:
     segments: Labels = 150
     compactness: Positive = 6.0
     sigma: Blur = 3.0  # pixels
+    engine: SlicEngine = added("compiled")  # both give the same labels; compiled is faster
+
+    @property
+    def parameters(self) -> SuperpixelConfig:
+        """Only what shapes the labels: not where they are kept, nor which engine computes them."""
+        return replace(self, folder="", engine="compiled")
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,7 @@ def _superpixels(frames: list[Frame], config: Config, folder: str) -> tuple[floa
     for camera in (c for frame in frames for c in frame.cameras if c.channel in config.data.cameras):
         image = files.read_image(storage.safe_join(config.data.root, camera.image_path))
         start = time.process_time()
-        labels = slic(image, wanted.segments, wanted.compactness, wanted.sigma)
+        labels = slic(image, wanted.segments, wanted.compactness, wanted.sigma, wanted.engine)
         seconds.append(time.process_time() - start)
         encoded = files.encode_label_map(labels)
         storage.write_bytes_atomic(storage.safe_join(folder, f"{camera.token}.png"), encoded)

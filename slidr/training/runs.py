@@ -108,7 +108,7 @@ def _shaping(config: Config) -> Config:
     return replace(
         config,
         data=replace(config.data, root="", frames=""),
-        superpixels=replace(config.superpixels, folder=""),
+        superpixels=config.superpixels.parameters,
         run=run,
         cluster=cluster,
         tracking=TrackingConfig(),

@@ -19,7 +19,6 @@ from slidr.models.files import WeightsError, read_checkpoint
 from slidr.models.teachers import TEACHERS, build_teacher
 from slidr.models.weights import load_student, weights_digest
 
-
 ZIP = b"PK\x03\x04"  # what every zip file begins with, torch's included
 
 
