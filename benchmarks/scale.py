@@ -37,14 +37,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from PIL import Image
 
 from slidr.config import ClusterConfig, SuperpixelConfig
 from slidr.data import images as files
 from slidr.data import storage
-from slidr.data.frames import ROW_GROUP, FrameTable, write_frames
+from slidr.data.frames import FrameTable, write_frames
 from slidr.data.image_list import ImageRef
 from slidr.data.label_maps import map_path
 from slidr.data.plan import TrainPlan
@@ -95,16 +93,13 @@ def made_up_frames(count: int, scenes: int) -> Iterator[Frame]:
 
 def repeat(source: Path, target: Path, times: int) -> None:
     """A table of so many times the rows, with tokens and scenes of their own (the cameras repeat)."""
-    table = pq.ParquetFile(source)
-    with pq.ParquetWriter(target, table.schema_arrow, compression="zstd") as writer:
-        for turn in range(times):
-            for number in range(table.num_row_groups):
-                rows = table.read_row_group(number)
-                for name in ("token", "scene"):
-                    values = pc.binary_join_element_wise(rows[name], str(turn), "-")
-                    rows = rows.set_column(rows.schema.get_field_index(name), name, values)
-                writer.write_table(rows, row_group_size=ROW_GROUP)
-        writer.add_key_value_metadata(table.metadata.metadata)
+    table = FrameTable.open(source)
+    frames = (
+        replace(frame, token=f"{frame.token}-{turn}", scene=f"{frame.scene}-{turn}")
+        for turn in range(times)
+        for frame in table
+    )
+    write_frames(frames, str(target), table.dataset)
 
 
 def peak_bytes() -> int:

@@ -23,7 +23,7 @@ from rich.table import Table
 from slidr.cluster.superpixels import SuperpixelReport
 from slidr.config import Config, TrackingConfig, fingerprint
 from slidr.data import storage
-from slidr.data.frames import FrameTable
+from slidr.data.frames import open_table
 from slidr.data.storage import DataError
 from slidr.label_efficiency import Protocol, alike, judged
 from slidr.stages import console, make_frames, make_superpixels, make_world, run_pretraining
@@ -58,7 +58,7 @@ def run_demo(config: Config) -> dict[str, Any]:
         "val_loss": result["val_loss"],
         "steps": result["steps"],
         "few_labels": worth,
-        "frames": len(FrameTable.open(config.data.frames)),
+        "frames": len(open_table(config.data.frames, config.data.dataset)),
         "superpixel_maps": report.computed + report.skipped,
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
         "seed": config.run.seed,

@@ -18,7 +18,7 @@ from slidr.cluster.superpixels import SuperpixelReport, compute_superpixels
 from slidr.cluster.tune import search
 from slidr.config import Config, ConfigError, WorldConfig
 from slidr.data import nuscenes, semantic_kitti, storage
-from slidr.data.frames import FrameTable, write_frames
+from slidr.data.frames import open_table, write_frames
 from slidr.data.synthetic import write_dataroot
 from slidr.models.download import student_file
 from slidr.models.export import export_openpcdet, export_safetensors, export_slidr
@@ -56,7 +56,7 @@ def make_superpixels(config: Config) -> SuperpixelReport:
     Raises `StageError` listing the images that could not be read, after everything else is done.
     """
     preflight(config, "superpixels", console)
-    table = FrameTable.open(config.data.frames)
+    table = open_table(config.data.frames, config.data.dataset)
     frames = table.select((config.data.train_split, config.data.val_split))
     report = compute_superpixels(frames, config.data, config.superpixels, config.cluster)
     console.print(f"superpixels: {report.computed} computed, {report.skipped} there already -> {report.folder}")

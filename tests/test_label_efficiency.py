@@ -30,9 +30,9 @@ VAL = {LOW: 0.90, CHOSEN: 0.60, HIGH: 0.95}  # other rates would look better the
 
 @pytest.fixture
 def base(tmp_path: Path) -> Config:
-    nothing = np.zeros((4, 4))
+    nowhere = np.eye(4)
     frames = [
-        Frame(f"{split}-{s}-{i}", f"{split}-{s}", i, "", "", "", nothing, nothing, (), None, None, (split,))
+        Frame(f"{split}-{s}-{i}", f"{split}-{s}", i, "lidar", "a.bin", "a", nowhere, nowhere, (), None, None, (split,))
         for split, scenes in (("parametrize", SCENES), ("verify", 2), ("val", 2))
         for s in range(scenes)
         for i in range(FRAMES)

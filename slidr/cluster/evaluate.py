@@ -16,7 +16,7 @@ from slidr.cluster.loading import RayLoader
 from slidr.cluster.train import train
 from slidr.config import Config, ConfigError, absolute_path, fingerprint
 from slidr.data import storage
-from slidr.data.frames import FrameTable
+from slidr.data.frames import open_table
 from slidr.data.loading import LocalLoader, ScanSource, require_labels, subset_frames
 from slidr.data.submission import Submission
 from slidr.models.weights import load_student, voxel_expectation, weights_digest
@@ -59,7 +59,7 @@ def evaluation_config(config: Config) -> Config:
         )
     path = absolute_path(wanted.checkpoint)  # workers have another working directory
     submission = None if wanted.submission is None else absolute_path(wanted.submission)
-    table = FrameTable.open(config.data.frames)
+    table = open_table(config.data.frames, config.data.dataset)
     # A sweep's votes stay together, and as many sweeps as fit into the config's validation batch share a pass.
     sweeps = max(1, config.data.val_batch_size // wanted.votes)
     workers = min(config.cluster.min_workers, -(-len(table.select(wanted.split)) // sweeps))

@@ -24,7 +24,7 @@ from slidr.cluster.executor import run_agenda
 from slidr.cluster.train import with_absolute_paths
 from slidr.config import Config, ConfigError, absolute_path, dump, fingerprint, parse
 from slidr.data import storage
-from slidr.data.frames import FrameTable
+from slidr.data.frames import open_table
 from slidr.data.labels import CLASSES
 from slidr.data.loading import ScanSource, train_plan
 from slidr.models.weights import weights_digest
@@ -127,11 +127,11 @@ def _check(config: Config) -> dict[str, str]:
             "student.weights: the method pretrained needs a checkpoint to start from; pass --student.weights PATH, or "
             "search tune.methods: [random] only"
         )
-    open_table = FrameTable.open(data.frames)
+    table = open_table(data.frames, data.dataset)
     splits = [data.train_split, data.val_split, tune.final_train_split, tune.final_split]
-    chosen = {split: open_table.select(split).tokens for split in dict.fromkeys(splits)}
+    chosen = {split: table.select(split).tokens for split in dict.fromkeys(splits)}
     for split in chosen:
-        missing = open_table.select(split).unlabelled
+        missing = table.select(split).unlabelled
         if missing:
             raise ConfigError(
                 f"tune: {missing} of {len(chosen[split])} frames of {split} in {data.frames} have no point labels; add "
@@ -150,7 +150,7 @@ def _check(config: Config) -> dict[str, str]:
                 f"scored on must be apart"
             )
     tags = {
-        "dataset_fingerprint": open_table.fingerprint,
+        "dataset_fingerprint": table.fingerprint,
         "split_manifest_sha256": hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest(),
     }
     for group in groups_of(config):

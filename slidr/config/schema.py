@@ -22,6 +22,7 @@ from slidr.types import CAMERA_CHANNELS
 DatasetName = Literal["nuscenes", "semantic_kitti"]
 NuscenesVersion = Literal["v1.0-trainval", "v1.0-mini", "v1.0-test"]
 SplitName = Literal["train", "val", "test", "mini_train", "mini_val", "parametrize", "verify", "all"]
+MissingFiles = Literal["scenes", "cameras"]
 StudentName = Literal["minkunet34c", "minkunet18", "minkunet14", "voxelnet"]
 Engine = Literal["torch", "minkowski"]
 TeacherName = Literal[
@@ -119,6 +120,9 @@ class DataConfig:
     cameras: tuple[str, ...] = CAMERA_CHANNELS
     image_size: tuple[Pixels, Pixels] = (224, 416)  # height, width fed to the teacher, pixels
     min_depth: Depth = 1.0  # m; nearer points make no pairs
+    # `slidr frames` of a nuScenes download that is not whole: null refuses it; scenes takes the scenes whose files are
+    # all there; cameras takes those whose sweeps are all there, with the images that are there.
+    allow_missing: MissingFiles | None = added(None)  # noqa: RUF009 (a field)
     voxel: VoxelConfig = field(default_factory=VoxelConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 

@@ -1,109 +1,71 @@
 """The frame table: every keyframe of a data set in one parquet file, so that workers never parse its JSON.
 
-One row is one `Frame`; its cameras are a list of structures, its matrices fixed-size lists (row by row). The
-file's metadata hold the layout's number, the data set and a fingerprint of the rows.
+One row is one `Frame` (`frame_columns`). The file's metadata hold the layout's number, the data set, a fingerprint of
+the rows and digests that show damage (`frame_file`).
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
 from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from slidr.config import DatasetName, step_of
-from slidr.data import storage
+from slidr.config import DatasetName, MissingFiles, step_of
+from slidr.data.frame_columns import Group
+from slidr.data.frame_file import ALLOW_MISSING, LEFT_OUT, ROW_GROUP, TableFile, write_table
 from slidr.data.image_list import ImageList, ImageRef, of_cameras
 from slidr.data.splits import every, every_counted
 from slidr.data.storage import DataError
-from slidr.shapes import Int64
-from slidr.types import Camera, Frame
+from slidr.shapes import Bool, Int64
+from slidr.types import Frame
+from slidr.urls import redact_url
 
-LAYOUT = 1
-ROW_GROUP = 256  # frames that are read and decoded together: about 1 MB and 5 ms
+__all__ = ["ROW_GROUP", "FrameTable", "ImageRef", "open_table", "read_frames", "write_frames"]
+
 _CACHED_GROUPS = 32
-_LAYOUT_KEY, _DATASET_KEY, _FINGERPRINT_KEY = b"slidr.layout", b"slidr.dataset", b"slidr.fingerprint"
-
-_CAMERA_MATRICES = {
-    "intrinsics": (3, 3),
-    "ego_from_camera": (4, 4),
-    "global_from_ego": (4, 4),
-    "camera_from_lidar": (4, 4),
-}
-_FRAME_MATRICES = {"ego_from_lidar": (4, 4), "global_from_ego": (4, 4)}
 
 
-def _matrix(shape: tuple[int, int]) -> pa.DataType:
-    return pa.list_(pa.float64(), shape[0] * shape[1])
-
-
-_CAMERA = pa.struct(
-    [
-        ("channel", pa.string()),
-        ("token", pa.string()),
-        ("image_path", pa.string()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("timestamp", pa.int64()),
-        *((name, _matrix(shape)) for name, shape in _CAMERA_MATRICES.items()),
-    ]
-)
-SCHEMA = pa.schema(
-    [
-        ("token", pa.string()),
-        ("scene", pa.string()),
-        ("timestamp", pa.int64()),
-        ("lidar_token", pa.string()),
-        ("lidar_path", pa.string()),
-        ("label_path", pa.string()),
-        *((name, _matrix(shape)) for name, shape in _FRAME_MATRICES.items()),
-        ("cameras", pa.list_(_CAMERA)),
-        ("previous", pa.string()),
-        ("next", pa.string()),
-        ("splits", pa.list_(pa.string())),
-    ]
-)
-_SCALARS = ("token", "scene", "timestamp", "lidar_token", "lidar_path", "label_path", "previous", "next")
-_CAMERA_SCALARS = ("channel", "token", "image_path", "width", "height", "timestamp")
-
-
-def write_frames(frames: Iterable[Frame], path: str, dataset: DatasetName = "nuscenes") -> str:
+def write_frames(
+    frames: Iterable[Frame],
+    path: str,
+    dataset: DatasetName = "nuscenes",
+    allow_missing: MissingFiles | None = None,
+    left_out: str = "",
+) -> str:
     """Writes the frame table, in the order given; returns its fingerprint.
 
-    `dataset` says what a label fraction counts: scenes for nuScenes, scans for SemanticKITTI.
+    `dataset` says what a label fraction counts: scenes for nuScenes, scans for SemanticKITTI. `allow_missing` and
+    `left_out` (a sentence) record what a download that is not whole lacks. Raises `DataError` naming the frame, the
+    camera, the field and the value where a frame breaks a rule of `frame_rules`.
     """
     if dataset not in get_args(DatasetName):
         raise DataError(f"{path}: dataset {dataset!r}; expected one of {list(get_args(DatasetName))}")
-    digest = hashlib.sha256(dataset.encode())
-    sink = pa.BufferOutputStream()
-    stream = iter(frames)
-    with pq.ParquetWriter(sink, SCHEMA, compression="zstd") as writer:
-        while group := list(islice(stream, ROW_GROUP)):
-            batch = _encode(group)
-            _update(digest, batch)
-            writer.write_table(pa.Table.from_batches([batch]), row_group_size=ROW_GROUP)
-        writer.add_key_value_metadata(
-            {
-                _LAYOUT_KEY: str(LAYOUT).encode(),
-                _DATASET_KEY: dataset.encode(),
-                _FINGERPRINT_KEY: digest.hexdigest().encode(),
-            }
-        )
-    storage.write_bytes_atomic(path, sink.getvalue().to_pybytes())
-    return digest.hexdigest()
+    notes = {} if allow_missing is None else {ALLOW_MISSING: allow_missing, LEFT_OUT: left_out}
+    return write_table(frames, path, dataset, notes)
 
 
 def read_frames(path: str) -> list[Frame]:
     """Every frame of a table; for a large one, see `FrameTable`."""
     return list(FrameTable.open(path))
+
+
+def open_table(path: str, dataset: DatasetName) -> FrameTable:
+    """The frame table that a job uses: `data.frames` and `data.dataset`. Every job and the doctor open it here.
+
+    Raises `DataError` where it is missing or damaged, or holds another data set.
+    """
+    table = FrameTable.open(path)
+    if table.dataset != dataset:
+        raise DataError(
+            f"{redact_url(path)}: holds frames of {table.dataset}, but data.dataset is {dataset}; set data.dataset: "
+            f"{table.dataset}, or data.frames to a table of {dataset}"
+        )
+    return table
 
 
 class FrameTable(Sequence[Frame]):
@@ -114,18 +76,12 @@ class FrameTable(Sequence[Frame]):
 
     def __init__(self, path: str, rows: Int64[np.ndarray, " N"] | None = None) -> None:
         self.path = path
-        self._file = _open(path)
-        metadata = self._file.metadata.metadata or {}
-        if metadata.get(_LAYOUT_KEY, b"").decode() != str(LAYOUT):
-            raise DataError(
-                f"{path}: expected a frame table of layout {LAYOUT}, got "
-                f"{metadata.get(_LAYOUT_KEY, b'none').decode()}; write it anew with `slidr frames`"
-            )
-        self.dataset: str = metadata[_DATASET_KEY].decode()
-        self.fingerprint: str = metadata[_FINGERPRINT_KEY].decode()
-        self._group_starts = _group_starts(self._file)
+        self._file = TableFile(path)
+        self.dataset: DatasetName = self._file.dataset
+        self.fingerprint = self._file.fingerprint
+        self._group_starts = self._file.group_starts
         self._rows = np.arange(self._group_starts[-1]) if rows is None else np.asarray(rows, np.int64)
-        self._groups: OrderedDict[int, _Group] = OrderedDict()
+        self._groups: OrderedDict[int, Group] = OrderedDict()
         self._light: pa.Table | None = None
         self._lock = threading.Lock()  # threads of a loader share one table
 
@@ -149,6 +105,20 @@ class FrameTable(Sequence[Frame]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return FrameTable, (self.path, self._rows)
+
+    @property
+    def allow_missing(self) -> MissingFiles | None:
+        """The `data.allow_missing` that the table was written with."""
+        return self._file.allow_missing
+
+    @property
+    def left_out(self) -> str:
+        """What the table lacks of the data set's tables, as a sentence."""
+        return self._file.metadata.get(LEFT_OUT, "")
+
+    def verify(self) -> None:
+        """Reads the whole file. Raises `DataError` where it is damaged."""
+        self._file.verify()
 
     @property
     def tokens(self) -> list[str]:
@@ -212,13 +182,33 @@ class FrameTable(Sequence[Frame]):
         """`images` as columns, for millions of them."""
         names = ("channel", "token", "image_path", "width", "height")
         columns = [f"cameras.list.element.{name}" for name in names]
-        cameras = _guarded(self.path, lambda: self._file.read(columns=columns)).column("cameras").combine_chunks()
+        cameras = self._file.read(columns).column("cameras").combine_chunks()
         lists = cameras.take(pa.array(self._rows)) if len(self) else cameras[:0]
         return of_cameras(lists.flatten(), channels)
 
+    def lacking(self, channels: Sequence[str]) -> dict[str, int]:
+        """How many of the frames have no image of each of these cameras; those that every frame has are left out."""
+        there = self._has(channels).sum(0).tolist()
+        return {name: len(self) - count for name, count in zip(channels, there, strict=True) if count < len(self)}
+
+    def blind(self, channels: Sequence[str]) -> int:
+        """How many of the frames have an image of none of these cameras."""
+        return int((~self._has(channels).any(1)).sum())
+
+    def _has(self, channels: Sequence[str]) -> Bool[np.ndarray, "N C"]:
+        """Whether each frame has each of these cameras."""
+        cameras = self._file.read(["cameras.list.element.channel"]).column("cameras").combine_chunks()
+        lists = cameras.take(pa.array(self._rows)) if len(self) else cameras[:0]
+        names = lists.flatten().field("channel").to_numpy(zero_copy_only=False).astype(str)
+        frame_of_camera = np.repeat(np.arange(len(self)), lists.value_lengths().to_numpy())
+        has = np.zeros((len(self), len(channels)), bool)
+        for i, channel in enumerate(channels):
+            has[frame_of_camera[names == channel], i] = True
+        return has
+
     def _read(self, name: str) -> pa.ChunkedArray:
         """A column that opening does not read."""
-        column = _guarded(self.path, lambda: self._file.read(columns=[name])).column(name)
+        column = self._file.read([name]).column(name)
         return column.take(pa.array(self._rows))
 
     def _in_any(self, splits: list[str]) -> np.ndarray:
@@ -235,109 +225,18 @@ class FrameTable(Sequence[Frame]):
     def _column(self, name: str) -> pa.Array:
         if self._light is None:
             columns = ["token", "scene", "splits.list.element"]
-            whole = _guarded(self.path, lambda: self._file.read(columns=columns))
+            whole = self._file.read(columns)
             self._light = whole.take(pa.array(self._rows)).combine_chunks()
         column = self._light.column(name)
         return column.chunk(0) if column.num_chunks else pa.array([], column.type)
 
-    def _group(self, number: int) -> _Group:
+    def _group(self, number: int) -> Group:
         """A decoded row group; the ones used last are kept."""
         with self._lock:
             group = self._groups.pop(number, None)
             if group is None:
-                group = _Group(_guarded(self.path, lambda: self._file.read_row_group(number)))
+                group = Group(self._file.read_group(number))
                 if len(self._groups) >= _CACHED_GROUPS:
                     self._groups.popitem(last=False)
             self._groups[number] = group
             return group
-
-
-class _Group:
-    """A row group's columns as lists and arrays."""
-
-    def __init__(self, table: pa.Table) -> None:
-        batch = table.combine_chunks().to_batches()[0]
-        self.scalars = {name: batch.column(name).to_pylist() for name in _SCALARS}
-        self.splits = batch.column("splits").to_pylist()
-        self.matrices = {name: _stack(batch.column(name), shape) for name, shape in _FRAME_MATRICES.items()}
-        cameras = batch.column("cameras")
-        self.first_camera = cameras.offsets.to_numpy()
-        fields = cameras.values
-        self.camera_scalars = {name: fields.field(name).to_pylist() for name in _CAMERA_SCALARS}
-        self.camera_matrices = {n: _stack(fields.field(n), shape) for n, shape in _CAMERA_MATRICES.items()}
-
-    def frame(self, row: int) -> Frame:
-        return Frame(
-            **{name: values[row] for name, values in self.scalars.items()},
-            **{name: values[row].copy() for name, values in self.matrices.items()},
-            cameras=tuple(self._camera(i) for i in range(self.first_camera[row], self.first_camera[row + 1])),
-            splits=tuple(self.splits[row]),
-        )
-
-    def _camera(self, index: int) -> Camera:
-        return Camera(
-            **{name: values[index] for name, values in self.camera_scalars.items()},
-            **{name: values[index].copy() for name, values in self.camera_matrices.items()},
-        )
-
-
-def _stack(column: pa.FixedSizeListArray, shape: tuple[int, int]) -> np.ndarray:
-    return column.flatten().to_numpy(zero_copy_only=False).reshape(-1, *shape)
-
-
-def _encode(frames: Sequence[Frame]) -> pa.RecordBatch:
-    columns: dict[str, pa.Array] = {}
-    for name in SCHEMA.names:
-        kind = SCHEMA.field(name).type
-        if name == "cameras":
-            columns[name] = _encode_cameras([frame.cameras for frame in frames])
-        elif name in _FRAME_MATRICES:
-            columns[name] = _encode_matrices([getattr(frame, name) for frame in frames], _FRAME_MATRICES[name])
-        else:
-            columns[name] = pa.array([getattr(frame, name) for frame in frames], kind)
-    return pa.RecordBatch.from_arrays([columns[name] for name in SCHEMA.names], schema=SCHEMA)
-
-
-def _encode_cameras(cameras: Sequence[tuple[Camera, ...]]) -> pa.ListArray:
-    flat = [camera for frame in cameras for camera in frame]
-    fields = [
-        _encode_matrices([getattr(camera, field.name) for camera in flat], _CAMERA_MATRICES[field.name])
-        if field.name in _CAMERA_MATRICES
-        else pa.array([getattr(camera, field.name) for camera in flat], field.type)
-        for field in _CAMERA
-    ]
-    offsets = np.concatenate([[0], np.cumsum([len(frame) for frame in cameras])]).astype(np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.StructArray.from_arrays(fields, fields=list(_CAMERA)))
-
-
-def _encode_matrices(matrices: Sequence[np.ndarray], shape: tuple[int, int]) -> pa.FixedSizeListArray:
-    values = np.asarray(matrices, np.float64).reshape(len(matrices), *shape)  # a wrong shape fails here
-    return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), shape[0] * shape[1])
-
-
-def _update(digest: Any, batch: pa.RecordBatch) -> None:
-    """Feeds the rows to the fingerprint: what a frame is and where its files are."""
-    for row in batch.select(["token", "lidar_path", "label_path", "splits"]).to_pylist():
-        digest.update(json.dumps(row, sort_keys=True).encode())
-    cameras = batch.column("cameras").values
-    digest.update(json.dumps(cameras.field("token").to_pylist()).encode())
-    for name in _CAMERA_MATRICES:
-        digest.update(np.ascontiguousarray(cameras.field(name).flatten().to_numpy(zero_copy_only=False)))
-
-
-def _open(path: str) -> pq.ParquetFile:
-    if not storage.exists(path):
-        raise DataError(f"{path}: there is no frame table; write it with `slidr frames CONFIG`")
-    return _guarded(path, lambda: pq.ParquetFile(storage.open_read(path), pre_buffer=True))
-
-
-def _guarded(path: str, read: Any) -> Any:
-    try:
-        return read()
-    except (pa.ArrowInvalid, pa.ArrowIOError, KeyError) as error:
-        raise DataError(f"{path}: is no readable frame table ({error}); write it anew with `slidr frames`") from error
-
-
-def _group_starts(file: pq.ParquetFile) -> Int64[np.ndarray, " G"]:
-    sizes = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
-    return np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64)

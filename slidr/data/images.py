@@ -103,17 +103,21 @@ def encode_label_map(labels: UInt16[np.ndarray, "H W"]) -> bytes:
 
 
 def read_sweep(path: str | os.PathLike[str], columns: int) -> Float32[np.ndarray, "N C"]:
-    """A lidar sweep of float32 rows: `NUSCENES_COLUMNS` or `KITTI_COLUMNS` wide.
+    """A lidar sweep of float32 rows, `NUSCENES_COLUMNS` or `KITTI_COLUMNS` wide, unchecked (see `slidr.data.sweeps`).
 
-    Raises `DataError` where the file is missing, is empty, or its size is no whole number of rows.
+    Raises `DataError` where the file is missing, is empty, or its size is not a whole number of rows.
     """
-    data = storage.read_bytes(path, SENSOR_BYTES)
+    return decode_sweep(storage.read_bytes(path, SENSOR_BYTES), os.fspath(path), columns)
+
+
+def decode_sweep(data: bytes, name: str, columns: int) -> Float32[np.ndarray, "N C"]:
+    """The rows of a sweep's bytes; `name` is for the error. Raises `DataError` as `read_sweep` does."""
     row = 4 * columns
     if not data:
-        raise DataError(f"{os.fspath(path)}: is empty, a sweep of no points; copy the file again")
+        raise DataError(f"{name}: is empty, a sweep of no points; copy the file again")
     if len(data) % row:
         raise DataError(
-            f"{os.fspath(path)}: truncated: {len(data)} bytes are no whole number of points of {row} bytes "
+            f"{name}: truncated: {len(data)} bytes are not a whole number of points of {row} bytes "
             f"({columns} float32); copy the file again"
         )
     return np.frombuffer(data, np.float32).reshape(-1, columns).copy()

@@ -10,9 +10,9 @@ from functools import lru_cache
 from itertools import chain
 from typing import Any, Literal, Protocol
 
-from slidr.config import Config
+from slidr.config import Config, DatasetName
 from slidr.data.collate import collate_pairs, collate_scans
-from slidr.data.frames import FrameTable
+from slidr.data.frames import FrameTable, open_table
 from slidr.data.plan import MicroBatch, TrainPlan, spread, validation_batches
 from slidr.data.samples import no_labels, pair_sample, scan_sample
 from slidr.types import PairBatch, PairSample, ScanBatch, ScanSample
@@ -54,9 +54,10 @@ class PairSource:
         return len(subset_frames(self.config, subset))
 
     def sample(self, subset: Subset, index: int, epoch: int) -> PairSample:
+        frames = subset_frames(self.config, subset)
         return pair_sample(
-            subset_frames(self.config, subset)[index],
-            self.config.data,
+            frames[index],
+            replace(self.config.data, allow_missing=frames.allow_missing),  # as the table was made
             self.labels_folder,
             student=self.config.student.name,
             seed=self.config.run.seed,
@@ -109,8 +110,8 @@ class ScanSource:
 
 
 @lru_cache(maxsize=8)
-def _frames(path: str, split: str, fraction: float, limit: int | None) -> FrameTable:
-    table = FrameTable.open(path).select(split, fraction)
+def _frames(path: str, dataset: DatasetName, split: str, fraction: float, limit: int | None) -> FrameTable:
+    table = open_table(path, dataset).select(split, fraction)
     return table.take(spread(len(table), limit))
 
 
@@ -118,9 +119,9 @@ def subset_frames(config: Config, subset: Subset) -> FrameTable:
     """The frames of a subset: "train", "val" (for validation losses) or "score" (for the last scores)."""
     data = config.data
     if subset == "train":
-        return _frames(data.frames, data.train_split, data.train_fraction, None)
+        return _frames(data.frames, data.dataset, data.train_split, data.train_fraction, None)
     limit = data.max_val_frames if subset == "val" else config.run.score_frames
-    return _frames(data.frames, data.val_split, 1.0, limit)
+    return _frames(data.frames, data.dataset, data.val_split, 1.0, limit)
 
 
 def require_labels(config: Config) -> None:

@@ -19,6 +19,7 @@ from slidr.data import storage
 from slidr.data.label_maps import known_segments, map_path
 from slidr.data.labels import classes_of
 from slidr.data.storage import DataError
+from slidr.data.sweeps import read_points
 from slidr.ops import augment
 from slidr.ops.pairing import pair_points
 from slidr.ops.voxelize import voxelize, voxelize_grid
@@ -218,35 +219,25 @@ def _answers(
 
 
 def _cameras(frame: Frame, data: DataConfig, rng: np.random.Generator | None) -> list[Camera]:
-    """The frame's cameras of the configured channels, in the config's order or, given an `rng`, in a random
-    one.
+    """The frame's cameras of the configured channels, in the config's order or, given an `rng`, in a random one.
+
+    Without `data.allow_missing: cameras` all of them must be there.
     """
     camera_of = {camera.channel: camera for camera in frame.cameras}
+    there = [channel for channel in data.cameras if channel in camera_of]
     absent = [channel for channel in data.cameras if channel not in camera_of]
-    if absent or not data.cameras:
+    if not there or (absent and data.allow_missing != "cameras"):
         raise DataError(
             f"frame {frame.token} of {frame.scene}: has no {absent or 'configured camera'}; it has "
             f"{sorted(camera_of) or 'no cameras at all'}; set data.cameras"
         )
-    cameras = [camera_of[channel] for channel in data.cameras]
+    cameras = [camera_of[channel] for channel in there]
     return cameras if rng is None else [cameras[i] for i in rng.permutation(len(cameras))]
 
 
 def read_cloud(frame: Frame, data: DataConfig) -> tuple[Float32[np.ndarray, "N 3"], Float32[np.ndarray, " N"]]:
-    """A sweep's points (m, lidar frame) and their intensity: nuScenes' as stored, SemanticKITTI's remission +
-    1.
-    """
-    path = storage.safe_join(data.root, frame.lidar_path)
-    if data.dataset == "semantic_kitti":
-        sweep = files.read_sweep(path, files.KITTI_COLUMNS)
-        intensity = sweep[:, 3] + np.float32(1)
-    else:
-        sweep = files.read_sweep(path, files.NUSCENES_COLUMNS)
-        intensity = sweep[:, 3].copy()
-    if not np.isfinite(sweep[:, :4]).all():
-        bad = int((~np.isfinite(sweep[:, :4]).all(1)).sum())
-        raise DataError(f"{path}: {bad} of {len(sweep)} points are not finite; is it a sweep of {data.dataset}?")
-    return np.ascontiguousarray(sweep[:, :3]), intensity
+    """A frame's points (m, lidar frame) and their intensity, checked. Raises `DataError` naming the sweep."""
+    return read_points(storage.safe_join(data.root, frame.lidar_path), data.dataset)
 
 
 def point_labels(frame: Frame, data: DataConfig, points: int) -> Int64[np.ndarray, " N"]:

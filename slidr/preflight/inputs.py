@@ -14,7 +14,7 @@ from slidr.cluster.evaluate import is_scored
 from slidr.cluster.superpixels import folder_of as superpixel_folder
 from slidr.config import Config
 from slidr.data import storage
-from slidr.data.frames import FrameTable
+from slidr.data.frames import FrameTable, open_table
 from slidr.data.label_maps import map_path, read_segments
 from slidr.data.loading import require_labels, subset_frames
 from slidr.data.plan import spread
@@ -87,10 +87,11 @@ def weights(config: Config, search: bool = False) -> Iterable[Finding]:
 
 
 def frame_table(config: Config) -> Finding:
-    """The frame table opens and has frames to train and to validate on."""
+    """The frame table is whole, holds the config's data set, and has frames to train and to validate on."""
     data = config.data
     try:
-        table = FrameTable.open(data.frames)
+        table = open_table(data.frames, data.dataset)
+        table.verify()
     except DataError as error:
         return Finding("frames", "error", str(error), "slidr frames CONFIG")
     try:
@@ -98,7 +99,41 @@ def frame_table(config: Config) -> Finding:
         val = table.select(data.val_split)
     except DataError as error:
         return Finding("frames", "error", str(error), "another split, or slidr frames CONFIG from tables that have it")
-    return Finding("frames", "ok", f"{len(table)} keyframes: {len(train)} to train on, {len(val)} to validate on")
+    text = f"{len(table)} keyframes: {len(train)} to train on, {len(val)} to validate on"
+    if table.allow_missing is not None:
+        return Finding(
+            "frames", "warning", f"{text}; of a download that is not whole ({table.allow_missing}): {table.left_out}",
+            "finish the download, then slidr frames CONFIG without data.allow_missing",
+        )  # fmt: skip
+    return Finding("frames", "ok", text)
+
+
+def cameras(config: Config) -> Finding:
+    """Every frame to train and to validate on has the cameras that the config asks for, by the frame table.
+
+    A table of a download that is not whole (`allow_missing: cameras`) may lack some of them in each frame.
+    """
+    data = config.data
+    table = open_table(data.frames, data.dataset)
+    frames = table.select((data.train_split, data.val_split))
+    lacking, wanted = frames.lacking(data.cameras), ", ".join(data.cameras)
+    there = [channel for channel in data.cameras if lacking.get(channel, 0) < len(frames)]
+    if not there:
+        known = ", ".join(camera.channel for camera in frames[0].cameras) or "no cameras at all"
+        return Finding(
+            "cameras", "error",
+            f"{data.frames}: no frame of these splits has an image of {wanted}; the first frame has {known}",
+            "set data.cameras; superpixels and pretraining need images, fine-tuning does not",
+        )  # fmt: skip
+    blind = frames.blind(data.cameras)
+    texts = [f"{count} of {len(frames)} frames have no {channel}" for channel, count in lacking.items()]
+    texts += [f"{blind} have none of data.cameras"] if blind else []
+    text = f"{data.frames}: {'; '.join(texts)}"
+    if blind or (lacking and table.allow_missing != "cameras"):
+        return Finding("cameras", "error", text, "set data.cameras to those that every frame has")
+    if lacking:
+        return Finding("cameras", "warning", text, "finish the download, then slidr frames CONFIG")
+    return Finding("cameras", "ok", f"every frame has {wanted}")
 
 
 def root_folder(config: Config) -> Finding | None:
@@ -132,11 +167,13 @@ def data_root(config: Config, count: int, needs: Needs) -> Finding:
     if gone is not None:
         return gone
     tables = _tables(config, needs)
-    chosen = [table[i] for table in tables for i in spread(len(table), count // len(tables)).tolist()]
+    # Both splits may hold the same frame.
+    frames = [table[i] for table in tables for i in spread(len(table), count // len(tables)).tolist()]
+    chosen = list({frame.token: frame for frame in frames}.values())
     with ThreadPoolExecutor(_READERS) as pool:
         looked_at = pool.map(lambda frame: _looked_at(frame, config, needs), chosen)
         found = [problem for of_one in looked_at for problem in of_one]
-    problems = [text for text in found if text is not None]
+    problems = list(dict.fromkeys(text for text in found if text is not None))  # frames may share an image
     if not problems:
         text = f"{config.data.root}: files of {len(chosen)} keyframes read and decoded, no fault found"
         return Finding("data root", "ok", text)
@@ -169,21 +206,6 @@ def listing(config: Config, needs: Needs) -> Finding:
         text = f"not in {config.data.root}: {', '.join(gone[:_SHOWN])}{_and_more(gone)}"
         return Finding("files", "error", text, "copy the missing files")
     return Finding("files", "ok", f"all {len(set(wanted))} {needs} of the table are there")
-
-
-def cameras(config: Config) -> Finding:
-    """The frames of the training and validation splits have images of the configured cameras."""
-    tables = _tables(config, PRETRAINING)
-    count = sum(len(table.image_list(config.data.cameras)) for table in tables)
-    if count:
-        return Finding("cameras", "ok", f"{count} images of {', '.join(config.data.cameras)}")
-    there = sorted({camera.channel for table in tables for camera in table[0].cameras})
-    return Finding(
-        "cameras", "error",
-        f"{config.data.frames}: no frame of these splits has an image of {', '.join(config.data.cameras)}; the first "
-        f"frames have {', '.join(there) or 'no cameras at all'}",
-        "set data.cameras; superpixels and pretraining need images, fine-tuning does not",
-    )  # fmt: skip
 
 
 def superpixels(config: Config, count: int, needed: bool) -> Finding:
@@ -222,7 +244,9 @@ def _map_problems(config: Config, count: int) -> tuple[list[str], int, int]:
         segments = read_segments(folder)
     except DataError as error:
         return [str(error)], 0, 0
-    table = FrameTable.open(config.data.frames).select(config.data.train_split, config.data.train_fraction)
+    table = open_table(config.data.frames, config.data.dataset).select(
+        config.data.train_split, config.data.train_fraction
+    )
     chosen = np.linspace(0, len(table) - 1, min(count, len(table))).round().astype(int).tolist()
     images = [camera for i in chosen for camera in table[i].cameras if camera.channel in config.data.cameras]
 
@@ -251,7 +275,7 @@ def _tables(config: Config, needs: Needs) -> list[FrameTable]:
     """The frames whose files a job needs: those that it trains on and those that it validates on."""
     if needs.images:  # superpixels are made for all of both splits
         data = config.data
-        return [FrameTable.open(data.frames).select(split) for split in (data.train_split, data.val_split)]
+        return [open_table(data.frames, data.dataset).select(split) for split in (data.train_split, data.val_split)]
     return [subset_frames(config, "train"), subset_frames(config, "val")]
 
 

@@ -17,7 +17,7 @@ from slidr.cluster.superpixels import folder_of
 from slidr.config import Config, TuneConfig
 from slidr.config.marks import Count, Natural
 from slidr.data import storage
-from slidr.data.frames import FrameTable
+from slidr.data.frames import open_table
 from slidr.data.loading import subset_frames
 from slidr.models.students import build_student
 from slidr.models.teachers import build_teacher
@@ -92,7 +92,7 @@ def estimate(config: Config, costs: Costs, machines: Machines) -> list[Estimate]
 def labels_of(config: Config) -> list[Labels]:
     """The keyframes of each label fraction that `slidr tune` searches."""
     found, tune = [], config.tune
-    scored = len(FrameTable.open(config.data.frames).select(tune.final_split)) * config.evaluation.votes
+    scored = len(open_table(config.data.frames, config.data.dataset).select(tune.final_split)) * config.evaluation.votes
     for fraction in tune.fractions:
         group = Group(fraction, tune.methods[0])
         trial, final = (job_config(config, Job(group, kind, 0, {})) for kind in ("trial", "final"))
@@ -125,7 +125,7 @@ def machines_of(config: Config, options: PlanOptions) -> Machines:
 
 def images_to_cut(config: Config) -> tuple[list[int], int]:
     """The pixels of each distinct image that `slidr superpixels` looks at, and how many have a map already."""
-    table = FrameTable.open(config.data.frames).select((config.data.train_split, config.data.val_split))
+    table = open_table(config.data.frames, config.data.dataset).select((config.data.train_split, config.data.val_split))
     images = table.image_list(config.data.cameras).distinct()
     names = storage.list_names(folder_of(config.superpixels))
     return images.pixels.tolist(), sum(f"{token}.png" in names for token in images.tokens)

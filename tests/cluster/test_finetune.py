@@ -218,8 +218,8 @@ def published_names(dataset: str) -> list[str]:
 
 def table_of(names: list[str], dataset: Any, path: Path) -> str:
     """A frame table of one frame a name."""
-    nothing = np.zeros((4, 4))
-    blank = Frame("", "", 0, "", "", None, nothing, nothing, (), None, None, ("train",))
+    nowhere = np.eye(4)
+    blank = Frame("", "", 0, "lidar", "a.bin", None, nowhere, nowhere, (), None, None, ("train",))
     write_frames((replace(blank, token=name, scene=name) for name in names), str(path), dataset)
     return str(path)
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from slidr.data.nuscenes import read_frames
+from slidr.ops.geometry import pose
 from slidr.types import CAMERA_CHANNELS, Camera, Frame
 
 MakeFrames = Callable[..., list[Frame]]
@@ -17,6 +18,14 @@ MakeFrames = Callable[..., list[Frame]]
 
 def _frame(number: int, scene: str, splits: tuple[str, ...], cameras: int) -> Frame:
     rng = np.random.default_rng(number)
+
+    def some_pose() -> np.ndarray:
+        return pose(rng.normal(size=4), rng.normal(size=3))
+
+    def some_intrinsics() -> np.ndarray:
+        focal, u, v = rng.uniform(400, 1600, size=3)
+        return np.array([[focal, 0, u], [0, focal, v], [0, 0, 1]])
+
     return Frame(
         token=f"frame-{number:05d}",
         scene=scene,
@@ -24,8 +33,8 @@ def _frame(number: int, scene: str, splits: tuple[str, ...], cameras: int) -> Fr
         lidar_token=f"lidar-{number}",
         lidar_path=f"samples/LIDAR_TOP/{number}.bin",
         label_path=f"lidarseg/{number}.bin" if number % 2 else None,
-        ego_from_lidar=rng.normal(size=(4, 4)),
-        global_from_ego=rng.normal(size=(4, 4)),
+        ego_from_lidar=some_pose(),
+        global_from_ego=some_pose(),
         cameras=tuple(
             Camera(
                 channel=channel,
@@ -34,10 +43,10 @@ def _frame(number: int, scene: str, splits: tuple[str, ...], cameras: int) -> Fr
                 width=1600,
                 height=900,
                 timestamp=1_500_000_000_000_000 + number,
-                intrinsics=rng.normal(size=(3, 3)),
-                ego_from_camera=rng.normal(size=(4, 4)),
-                global_from_ego=rng.normal(size=(4, 4)),
-                camera_from_lidar=rng.normal(size=(4, 4)),
+                intrinsics=some_intrinsics(),
+                ego_from_camera=some_pose(),
+                global_from_ego=some_pose(),
+                camera_from_lidar=some_pose(),
             )
             for channel in CAMERA_CHANNELS[:cameras]
         ),

@@ -152,7 +152,7 @@ def test_augmented_pairs_still_show_the_same_things(
     (tmp_path / f"{frame.cameras[0].token}.png").write_bytes(encode_label_map(blocks))
     shutil.copytree(tiny_world / "samples" / "CAM_FRONT", tmp_path / "samples" / "CAM_FRONT")
     cloud = np.fromfile(tiny_world / frame.lidar_path, np.float32).reshape(-1, 5)
-    cloud[:, 3] = np.arange(len(cloud))
+    cloud[:, 3] = np.arange(len(cloud)) / 256  # an intensity is at most 255
     (tmp_path / frame.lidar_path).parent.mkdir()
     cloud.tofile(tmp_path / frame.lidar_path)
     data = replace(
@@ -166,7 +166,7 @@ def test_augmented_pairs_still_show_the_same_things(
 
     def seen(sample: PairSample) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         image, row, column = sample.pixel_index.T
-        number = sample.features[sample.point_index, 0].astype(int)
+        number = (sample.features[sample.point_index, 0] * 256).astype(int)
         return number, sample.superpixels[image, row, column].astype(int), sample.points[sample.point_index]
 
     label_of_point = np.full(len(cloud), -1)

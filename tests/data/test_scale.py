@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from slidr.data import frames as frames_module
 from slidr.data.frames import FrameTable, write_frames
 
 ROOT = Path(__file__).parents[2]
@@ -61,7 +60,7 @@ def test_opening_and_splitting_read_no_matrices(table: FrameTable, monkeypatch: 
         read.extend(columns)
         return real(self, columns=columns, **more)
 
-    monkeypatch.setattr(frames_module.pq.ParquetFile, "read", spy)
-    monkeypatch.setattr(frames_module.pq.ParquetFile, "read_row_group", lambda *a: pytest.fail("rows were decoded"))
+    monkeypatch.setattr(pq.ParquetFile, "read", spy)
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", lambda *a: pytest.fail("rows were decoded"))
     FrameTable.open(table.path).select("train", 0.1)
     assert set(read) == {"token", "scene", "splits.list.element"}

@@ -181,9 +181,11 @@ def test_an_evaluation_looks_for_the_labels_of_its_split_where_it_has_some(spoil
     config = finetuning(spoilable)
     torch.save({"model_points": {}}, str(config.evaluation.checkpoint))
     frames = list(FrameTable.open(config.data.frames))
-    blind = [replace(f, label_path=None, splits=("test",)) if "val" in f.splits else f for f in frames]
-    write_frames([*blind, *(f for f in frames if "val" in f.splits)], config.data.frames)
     val = [frame for frame in frames if "val" in frame.splits]
+    blind = [
+        replace(f, token=f"blind-{f.token}", scene=f"blind-{f.scene}", label_path=None, splits=("test",)) for f in val
+    ]
+    write_frames([*frames, *blind], config.data.frames)
     Path(config.data.root, str(val[0].label_path)).unlink()
 
     def findings(split: Literal["val", "verify", "test"]) -> dict[str, Finding]:
