@@ -122,7 +122,7 @@ class DataConfig:
     min_depth: Depth = 1.0  # m; nearer points make no pairs
     # `slidr frames` of a nuScenes download that is not whole: null refuses it; scenes takes the scenes whose files are
     # all there; cameras takes those whose sweeps are all there, with the images that are there.
-    allow_missing: MissingFiles | None = added(None)  # noqa: RUF009 (a field)
+    allow_missing: MissingFiles | None = added(None)
     voxel: VoxelConfig = field(default_factory=VoxelConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
