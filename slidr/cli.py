@@ -82,7 +82,8 @@ def _demo_data(config: Config) -> object:
 
 
 def _ui(config: Config) -> object:
-    from slidr.tracking import serve_ui, tracking_uri
+    from slidr.tracking import tracking_uri
+    from slidr.tracking_page import serve_ui
 
     return serve_ui(tracking_uri(config), config.tracking.ui_port)
 

@@ -14,7 +14,6 @@ import json
 import logging
 import os
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Iterable, Iterator
@@ -319,19 +318,6 @@ def unreachable(uri: str, timeout: float = 2.0) -> str | None:
             folder = folder.parent
         return None if os.access(folder, os.W_OK) else f"{folder} cannot be written"
     return None
-
-
-def serve_ui(uri: str, port: int) -> int:
-    """Runs MLflow's web page on loopback until interrupted; returns its exit status.
-
-    A tracking server has a page of its own: its address is printed instead.
-    """
-    if uri.startswith(("http://", "https://")):
-        print(f"MLflow's page is at {uri.split('@')[-1]}")
-        return 0
-    _make_folder(uri)
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri]
-    return subprocess.call([*command, "--host", "127.0.0.1", "--port", str(port)])
 
 
 def connect(uri: str) -> Any:

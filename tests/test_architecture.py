@@ -20,7 +20,7 @@ LEVELS: list[set[str]] = [
     {"training"},
     {"tuning"},
     {"report", "planning"},
-    {"tracking", "tracking_search", "tracking_models"},
+    {"tracking", "tracking_search", "tracking_models", "tracking_page"},
     {"cluster"},
     {"preflight"},
     {"stages", "label_efficiency"},

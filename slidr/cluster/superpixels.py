@@ -73,10 +73,17 @@ def compute_superpixels(
 
     An image that cannot be read is reported and the rest is done; so the caller ends with a failure where
     `report.failed` is not empty. Beside the maps lie their parameters and, once all is done, a manifest.
-    Raises `DataError` where the folder cannot be written or holds other parameters' maps, where two images have one
-    token, and where a token cannot name a file.
+    Raises `DataError` where no frame has an image of these cameras, where the folder cannot be written or holds other
+    parameters' maps, where two images have one token, and where a token cannot name a file.
     """
-    return compute_images(_images(frames, data), data.root, config, cluster, progress)
+    images = _images(frames, data)
+    if len(images) == 0:
+        raise DataError(
+            f"superpixels: none of the {len(frames)} frames in {data.frames} has an image of data.cameras "
+            f"({', '.join(data.cameras)}): the data set has no cameras, or others; superpixels and pretraining need "
+            f"images, fine-tuning and evaluation do not"
+        )
+    return compute_images(images, data.root, config, cluster, progress)
 
 
 def compute_images(

@@ -245,3 +245,11 @@ def test_a_kept_heap_spares_page_faults_and_takes_no_more_memory() -> None:
     )
     assert faults[0] < faults[1] / 20
     assert peak[0] < 1.05 * peak[1]
+
+
+def test_a_data_set_without_cameras_is_an_error_before_anything_is_written(tmp_path: Path, frames: list[Frame]) -> None:
+    lidar_only = [replace(frame, cameras=()) for frame in frames]
+    config = SuperpixelConfig(folder=str(tmp_path / "superpixels"))
+    with pytest.raises(DataError, match=r"none of the \d+ frames in .* has an image of data\.cameras .*no cameras"):
+        compute_superpixels(lidar_only, DataConfig(root=str(tmp_path)), config, ClusterConfig(), progress=False)
+    assert not (tmp_path / "superpixels").exists()
