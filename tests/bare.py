@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from types import ModuleType
+from typing import Any
 
 ABSENT = frozenset(
     {
@@ -15,17 +14,21 @@ ABSENT = frozenset(
 )
 
 
-class Absent:
-    """A finder that comes first and knows nothing of `ABSENT`."""
+class Without:
+    """A finder of modules that finds nothing of `ABSENT`."""
 
-    def find_spec(self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> None:
-        top = name.partition(".")[0]
-        if top in ABSENT:
-            raise ModuleNotFoundError(f"No module named {top!r}", name=top)
+    def __init__(self, finder: Any) -> None:
+        self.finder = finder
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        return None if name.partition(".")[0] in ABSENT else self.finder.find_spec(name, path, target)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.finder, name)
 
 
 def hide() -> None:
-    """From here on none of `ABSENT` can be imported."""
+    """From here on none of `ABSENT` can be found or imported."""
     loaded = ABSENT & {name.partition(".")[0] for name in sys.modules}
     assert not loaded, f"already imported: {sorted(loaded)}"
-    sys.meta_path.insert(0, Absent())
+    sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]

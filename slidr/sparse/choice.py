@@ -8,9 +8,11 @@ the life of the process. SLIDR_SPARSE=gather, =cpu or =triton forces one: on CUD
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import logging
+import math
 import os
 from collections.abc import Callable
 from typing import Literal, get_args
@@ -50,10 +52,12 @@ def choose(
     if measure is None:
         if not runs_triton(x, weight, kernel_map):
             return "gather"
-        measure = _milliseconds
+        measure = functools.partial(_milliseconds, device=x.device)
     key = _class_of(direction, x, weight, kernel_map)
     if key not in _fastest:
-        times: dict[Algorithm, float] = {"gather": measure(candidates["gather"])}
+        times: dict[Algorithm, float] = {"gather": math.inf}
+        with contextlib.suppress(torch.OutOfMemoryError):  # gathering keeps all products; Triton's kernels keep none
+            times["gather"] = measure(candidates["gather"])
         try:
             times["triton"] = measure(candidates["triton"])
         except Exception as error:  # no C compiler for its launcher, a driver too old, too few registers
@@ -61,6 +65,11 @@ def choose(
         _fastest[key] = min(times, key=times.__getitem__)
         _log.debug("%s: %s", key, times)
     return _fastest[key]
+
+
+def chosen() -> dict[tuple, Algorithm]:
+    """What was chosen by measurement in this process so far: the algorithm of every class of convolutions."""
+    return dict(_fastest)
 
 
 def by_cpu_kernels(x: Tensor, weight: Tensor) -> bool:
@@ -115,15 +124,16 @@ def _class_of(direction: Direction, x: Tensor, weight: Tensor, kernel_map: Kerne
     return (direction, x.device, x.dtype, *weight.shape, *sizes)
 
 
-def _milliseconds(run: Callable[[], object]) -> float:
-    """The best of a few runs on the current stream, after one that compiles."""
-    run()
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    times = []
-    for _ in range(_RUNS):
-        start.record()
+def _milliseconds(run: Callable[[], object], device: torch.device) -> float:
+    """The best of a few runs on the current stream of `device`, after one that compiles."""
+    with torch.cuda.device(device):
         run()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-    return min(times)
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        times = []
+        for _ in range(_RUNS):
+            start.record()
+            run()
+            end.record()
+            end.synchronize()
+            times.append(start.elapsed_time(end))
+        return min(times)

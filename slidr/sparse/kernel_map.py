@@ -71,7 +71,9 @@ class KernelMap:
         device = self.input_rows.device
         table = torch.full((self.num_outputs, len(self.counts)), self.num_inputs, device=device)
         offset = torch.repeat_interleave(
-            torch.arange(len(self.counts), device=device), torch.tensor(self.counts, device=device)
+            torch.arange(len(self.counts), device=device),
+            torch.tensor(self.counts, device=device),
+            output_size=self.num_pairs,  # or the host would wait for the device to add the counts up
         )
         table[self.output_rows, offset] = self.input_rows
         return table

@@ -11,6 +11,9 @@ Inputs are float32, bfloat16 or float16 (float64 under Triton's interpreter); su
 
 from __future__ import annotations
 
+import contextlib
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -124,26 +127,27 @@ def convolve(x: Float[Tensor, "V C"], weight: Float[Tensor, "K C D"], kernel_map
     block_d = _power_of_two(d, WIDEST)
     while block_d > 32 and len(tiles) * triton.cdiv(d, block_d) < PROGRAMS // 2:
         block_d //= 2  # few rows: more programs of fewer channels
-    _convolve[(len(tiles) * triton.cdiv(d, block_d),)](
-        x,
-        weight,
-        out,
-        tiles.rows_of_tile,
-        tiles.first_block,
-        tiles.offset_of_block,
-        tiles.rows_of_block,
-        *weight.stride(),
-        C=c,
-        D=d,
-        M=ROWS,
-        BLOCK_C=_depth(x, c),
-        BLOCK_D=block_d,
-        SUM=_sum_type(x),
-        PRECISION=_precision(),
-        WIDEN=_must_widen(x),
-        num_warps=4,
-        num_stages=STAGES,
-    )
+    with _on(x):
+        _convolve[(len(tiles) * triton.cdiv(d, block_d),)](
+            x,
+            weight,
+            out,
+            tiles.rows_of_tile,
+            tiles.first_block,
+            tiles.offset_of_block,
+            tiles.rows_of_block,
+            *weight.stride(),
+            C=c,
+            D=d,
+            M=ROWS,
+            BLOCK_C=_depth(x, c),
+            BLOCK_D=block_d,
+            SUM=_sum_type(x),
+            PRECISION=_precision(),
+            WIDEN=_must_widen(x),
+            num_warps=4,
+            num_stages=STAGES,
+        )
     return out
 
 
@@ -167,28 +171,34 @@ def weight_gradient(
     wanted = triton.next_power_of_2(triton.cdiv(kernel_map.num_pairs * parts, PROGRAMS))
     chunks = chunks_of(kernel_map, min(max(wanted, SHORTEST), LONGEST))
     partial = x.new_empty(len(chunks), c, d, dtype=torch.promote_types(x.dtype, torch.float32))
-    _weight_gradient[(len(chunks) * parts,)](
-        x,
-        grad,
-        partial,
-        kernel_map.input_rows,
-        kernel_map.output_rows,
-        chunks.first_pair,
-        chunks.last_pair,
-        C=c,
-        D=d,
-        BLOCK_P=_depth(x, LONGEST),
-        BLOCK_C=block_c,
-        BLOCK_D=block_d,
-        SUM=_sum_type(x),
-        PRECISION=_precision(),
-        WIDEN=_must_widen(x),
-        num_warps=8 if block_c * block_d > 64 * 128 else 4,
-        num_stages=STAGES,
-    )
+    with _on(x):
+        _weight_gradient[(len(chunks) * parts,)](
+            x,
+            grad,
+            partial,
+            kernel_map.input_rows,
+            kernel_map.output_rows,
+            chunks.first_pair,
+            chunks.last_pair,
+            C=c,
+            D=d,
+            BLOCK_P=_depth(x, LONGEST),
+            BLOCK_C=block_c,
+            BLOCK_D=block_d,
+            SUM=_sum_type(x),
+            PRECISION=_precision(),
+            WIDEN=_must_widen(x),
+            num_warps=8 if block_c * block_d > 64 * 128 else 4,
+            num_stages=STAGES,
+        )
     every = torch.arange(len(chunks), dtype=torch.int32, device=x.device)
     total = torch.embedding_bag(partial.flatten(1), every, chunks.first_chunk, mode=0, include_last_offset=True)[0]
     return total.view(kernels, c, d).to(weight.dtype)
+
+
+def _on(x: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Makes the tensor's GPU the current one: Triton launches there, wherever its arguments lie."""
+    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
 
 
 def _depth(x: Tensor, channels: int) -> int:
@@ -207,7 +217,8 @@ def _sum_type(x: Tensor) -> tl.dtype:
 
 def _precision() -> str:
     """float32 products as PyTorch's own: whole, or TF32 where the user allowed it."""
-    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    # Not `allow_tf32`: reading it raises where the user set this newer name.
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 def _must_widen(x: Tensor) -> bool:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from slidr.config import Config, Precision, public_dict
+from slidr.config import Config, OptimConfig, Precision, public_dict
 from slidr.training import workers
 from slidr.training.checkpoint import CheckpointFolder, newest_on_every_worker
 from slidr.training.optim import (
@@ -89,6 +89,29 @@ class Diverged(RuntimeError):
     """The loss is no longer a finite number, or no longer a sensible one."""
 
 
+class OutOfMemory(RuntimeError):
+    """A batch does not fit into the GPU's memory; the message names the keys that make it smaller."""
+
+
+@contextlib.contextmanager
+def _fitting(device: torch.device, when: str, advice: str) -> Iterator[None]:
+    """Turns CUDA's error about its memory into one that says what to change."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        detail = str(error).strip().split(". ")
+        raise OutOfMemory(f"{when}: {device} ran out of memory; {advice} (PyTorch: {'. '.join(detail[:3])})") from error
+
+
+def _smaller_steps(optim: OptimConfig) -> str:
+    """What makes the batches of a step smaller."""
+    held = optim.batch_size // (workers.world_size() * optim.accumulate)
+    keys = [f"lower optim.batch_size (now {optim.batch_size})"]
+    keys += [f"raise optim.accumulate (now {optim.accumulate})"] if held > 1 else []
+    keys += ["set optim.precision to bfloat16"] if optim.precision == "float32" else []
+    return f"a batch holds {held} keyframes: {' or '.join(keys)}"
+
+
 def fit(
     task: Task,
     loader: Loader,
@@ -106,8 +129,8 @@ def fit(
     checkpoint must outlast a kill as the checkpoint does. `note(text)` tells the user, on rank 0, from which step a
     resumed run goes on. `enough(epoch, metrics)` is asked on every rank, with the
     same metrics (the validation's, and "loss", the last training step's), whenever an epoch was validated: true ends
-    training there. Raises `Diverged` when a loss is NaN or
-    infinite, before that step changes any weight.
+    training there. Raises `Diverged` when a loss is NaN or infinite, before that step changes any weight, and
+    `OutOfMemory` when a batch does not fit into the GPU's memory.
     """
     run = _Run(task, loader, config, checkpoints, device, flush)
     if run.step and workers.rank() == 0:
@@ -120,7 +143,8 @@ def fit(
     # A run that was killed just after its last epoch's checkpoint must end there, too.
     ended = run.step > 0 and run.step % loader.steps_per_epoch == 0 and enough(run.epoch, run.metrics)
     while run.step < run.last_step and not ended:
-        values = run.train_step(batches, meter)
+        with _fitting(device, f"step {run.step + 1}", _smaller_steps(config.optim)):
+            values = run.train_step(batches, meter)
         ends_epoch = run.step % loader.steps_per_epoch == 0 or run.step == run.last_step
         if run.step % log_every == 0 or ends_epoch:
             values = workers.mean_over_workers(values, device)
@@ -204,7 +228,9 @@ class _Run:
 
     def validate(self) -> bool:
         """Takes new validation metrics; true when they are the best so far."""
-        self.metrics = self.task.validate(self.loader.validation())
+        advice = f"lower data.val_batch_size (now {self.config.data.val_batch_size})"
+        with _fitting(self.device, f"validation after step {self.step}", advice):
+            self.metrics = self.task.validate(self.loader.validation())
         if not math.isfinite(self.metrics.get("val_loss", 0.0)):
             raise Diverged(
                 f"step {self.step}: the validation loss is {self.metrics['val_loss']}; lower optim.lr (now "

@@ -311,6 +311,41 @@ def test_gathering_goes_on_where_triton_does_not_run(caplog: pytest.LogCaptureFi
     assert [record.getMessage().count("Failed to find C compiler") for record in caplog.records] == [1]
 
 
+@pytest.mark.usefixtures("nothing_measured")
+def test_triton_runs_where_gathering_does_not_fit_into_memory() -> None:
+    kernel_map = maps()["submanifold"]
+    x, weight, _ = operands(kernel_map, 8, 8, torch.float32)
+
+    def too_large() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def measure(run: Callable[[], Any]) -> float:
+        run()
+        return 1.0
+
+    candidates: Any = {"gather": too_large, "triton": lambda: None}
+    assert choice.choose("forward", x, weight, kernel_map, candidates, measure) == "triton"
+    assert list(choice.chosen().values()) == ["triton"]
+
+
+@needs_triton
+def test_float32_products_are_whole_unless_tf32_is_allowed_by_either_of_its_names() -> None:
+    from slidr.sparse import triton_kernels
+
+    matmul, before = torch.backends.cuda.matmul, torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("highest")
+        assert triton_kernels._precision() == "ieee"
+        torch.set_float32_matmul_precision("high")
+        assert triton_kernels._precision() == "tf32"
+        torch.set_float32_matmul_precision("highest")
+        matmul.fp32_precision = "tf32"  # torch's newer name; reading the older one raises from here on
+        assert triton_kernels._precision() == "tf32"
+    finally:
+        matmul.fp32_precision = "ieee"
+        torch.set_float32_matmul_precision(before)
+
+
 def test_a_forced_algorithm_that_does_not_exist_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(choice.SWITCH, "fast")
     kernel_map = maps()["submanifold"]

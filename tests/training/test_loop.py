@@ -16,7 +16,7 @@ from slidr.config import Config, OptimConfig, RunConfig
 from slidr.data import storage
 from slidr.data.processes import own_mark
 from slidr.training.checkpoint import CheckpointError, CheckpointFolder
-from slidr.training.loop import Diverged, Outcome, fit
+from slidr.training.loop import Diverged, Outcome, OutOfMemory, fit
 
 CPU = torch.device("cpu")
 STEPS_PER_EPOCH = 5
@@ -217,6 +217,35 @@ def test_a_loss_that_is_not_finite_stops_before_it_spoils_the_weights(tmp_path: 
     assert state is not None
     assert state["step"] == 6
     assert all(torch.isfinite(value).all() for value in state["student"].values())
+
+
+FULL = (
+    "CUDA out of memory. Tried to allocate 3.00 GiB. GPU 0 has a total capacity of 79.11 GiB. Of the allocated memory"
+)
+
+
+def test_a_batch_beyond_the_gpus_memory_names_the_keys_that_make_it_smaller(tmp_path: Path) -> None:
+    class Full(Regression):
+        def loss(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+            raise torch.OutOfMemoryError(FULL)
+
+    config = replace(CONFIG, optim=replace(CONFIG.optim, batch_size=8, accumulate=2))
+    with pytest.raises(OutOfMemory) as caught:
+        fit(Full(), Numbers(), config, CheckpointFolder(str(tmp_path), 2), CPU, lambda step, metrics: None)
+    assert str(caught.value) == (
+        "step 1: cpu ran out of memory; a batch holds 4 keyframes: lower optim.batch_size (now 8) or raise "
+        "optim.accumulate (now 2) or set optim.precision to bfloat16 (PyTorch: CUDA out of memory. Tried to allocate "
+        "3.00 GiB. GPU 0 has a total capacity of 79.11 GiB)"
+    )
+
+
+def test_a_validation_batch_beyond_the_gpus_memory_names_its_own_key(tmp_path: Path) -> None:
+    class Full(Regression):
+        def validate(self, batches: Iterable[Batch]) -> dict[str, float]:
+            raise torch.OutOfMemoryError(FULL)
+
+    with pytest.raises(OutOfMemory, match=r"validation after step 5: cpu .*; lower data\.val_batch_size \(now 4\)"):
+        fit(Full(), Numbers(), CONFIG, CheckpointFolder(str(tmp_path), 2), CPU, lambda step, metrics: None)
 
 
 def test_accumulating_two_halves_equals_one_whole_step(tmp_path: Path) -> None:
