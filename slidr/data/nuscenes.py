@@ -16,8 +16,7 @@ from functools import lru_cache
 from typing import Any, get_args
 
 import numpy as np
-from nuscenes.nuscenes import NuScenes
-from nuscenes.utils import splits as devkit_splits
+from PIL import Image
 
 from slidr.config import NuscenesVersion
 from slidr.data import storage
@@ -25,6 +24,24 @@ from slidr.data.splits import pretraining_splits
 from slidr.data.storage import DataError
 from slidr.ops.geometry import camera_from_lidar, pose
 from slidr.types import CAMERA_CHANNELS, Camera, Frame
+
+
+def _import_devkit() -> tuple[Any, Any]:
+    """The devkit's class and its splits.
+
+    The devkit raises Pillow's limit on an image's pixels for the whole process when it is imported; here the limit is
+    restored, for whatever else opens images in this process. (`slidr.data.images` has a limit of its own.)
+    """
+    limit = Image.MAX_IMAGE_PIXELS
+    try:
+        from nuscenes.nuscenes import NuScenes
+        from nuscenes.utils import splits
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+    return NuScenes, splits
+
+
+NuScenes, devkit_splits = _import_devkit()
 
 LIDAR_CHANNEL = "LIDAR_TOP"
 OFFICIAL_SPLITS = ("train", "val", "test", "mini_train", "mini_val")
@@ -143,7 +160,7 @@ class _Tables(NuScenes):
         self._report(f"{path}: reading")
         if not storage.exists(path):
             raise DataError(f"{path}: table is missing; a nuScenes {self.version} dataroot has {list(_TABLES)}")
-        data = storage.read_bytes(path)
+        data = storage.read_bytes(path, storage.TABLE_BYTES)
         try:
             table = json.loads(data)
         except ValueError as error:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -177,3 +179,13 @@ def test_reading_says_what_it_reads_and_the_devkit_says_nothing(
     read_frames(str(tiny_world), VERSION, report=lines.append)
     assert capsys.readouterr() == ("", "")
     assert any("sample_data.json: reading" in line for line in lines)
+
+
+def test_importing_the_devkit_through_the_reader_leaves_pillows_limit_as_it_was() -> None:
+    code = "import {}; from PIL import Image; print(Image.MAX_IMAGE_PIXELS)"
+
+    def limit_after(module: str) -> int:
+        done = subprocess.run([sys.executable, "-c", code.format(module)], capture_output=True, check=True, text=True)
+        return int(done.stdout)
+
+    assert limit_after("slidr.data.nuscenes") == limit_after("PIL.Image") < limit_after("nuscenes.nuscenes")
