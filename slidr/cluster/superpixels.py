@@ -205,8 +205,8 @@ def _results(
         image = ImageRef(**row)
         try:
             compute(image, root, folder, config)
-        except ValueError as error:  # this image's fault
-            return {"path": image.path, "reason": str(error), "fatal": False}
+        except (ValueError, MemoryError) as error:  # this image's fault
+            return {"path": image.path, "reason": str(error) or type(error).__name__, "fatal": False}
         except OSError as error:  # the folder's: no other image would fare better
             return {"path": image.path, "reason": str(error), "fatal": True}
         return {"path": image.path, "reason": "", "fatal": False}

@@ -64,17 +64,17 @@ def read_label_map(
 
     `size` is the image's (width, height); `segments` is how many superpixels its folder's parameters ask for. Raises
     `DataError` where the file is missing, damaged (every checksum is compared), not such a PNG, of another size, or
-    holds more labels than SLIC makes for so many segments.
+    holds labels that SLIC does not make for so many segments.
     """
     name = redact_url(os.fspath(path))
     data = storage.read_bytes(path, SENSOR_BYTES)
     header = require_label_map(data, name, size)
     labels = _decoded(data, header, name, _OF_MAP, lambda image: np.array(image).astype(np.uint16))
     if segments is not None:
-        highest, most = int(labels.max()), most_labels(header.height, header.width, segments)
-        if highest >= most:
+        lowest, highest, most = int(labels.min()), int(labels.max()), most_labels(header.height, header.width, segments)
+        if lowest > 0 or highest >= most:
             raise DataError(
-                f"{name}: holds label {highest}; {segments} segments give a map of this size at most {most} labels, "
+                f"{name}: holds labels {lowest} to {highest}; {segments} segments make at most {most} labels, "
                 "counted from 0; remove the file, then run `slidr superpixels CONFIG`"
             )
     return labels

@@ -8,7 +8,9 @@ import platform
 import shutil
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from skimage.segmentation import slic
 
 from slidr.cluster.superpixels import (
     SuperpixelReport,
+    compute_images,
     compute_map,
     compute_superpixels,
     cut_blocks,
@@ -201,6 +204,74 @@ def test_an_interrupted_first_look_waits_for_no_file_but_those_being_read(
     with pytest.raises(KeyboardInterrupt):
         missing_maps(str(tmp_path), images)
     assert len(read) < len(images) / 2
+
+
+class Counted(ImageList):
+    """Images that count how many were taken from them."""
+
+    taken = 0
+
+    def __iter__(self) -> Iterator[ImageRef]:
+        for image in super().__iter__():
+            self.taken += 1
+            yield image
+
+
+def test_of_200000_images_a_bounded_number_is_in_memory_while_maps_are_looked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    images = Counted(ImageList.of(ImageRef(f"{i}", f"{i}.jpg", 16, 9) for i in range(200_000)).table)
+    there = range(0, 200_000, 20)
+    map_of_one = encode_label_map(np.zeros((9, 16), np.uint16))
+    in_work: list[int] = []
+    read = 0
+
+    def read_bytes(path: str, *limit: int) -> bytes:
+        nonlocal read
+        with lock:
+            read += 1
+            in_work.append(images.taken // 20 + 1 - read)  # of the maps that are there
+        return map_of_one if int(Path(path).stem) % 40 else map_of_one[:-1]
+
+    lock = threading.Lock()
+    monkeypatch.setattr("slidr.cluster.superpixels.storage.list_names", lambda folder: {f"{i}.png" for i in there})
+    monkeypatch.setattr("slidr.cluster.superpixels.storage.read_bytes", read_bytes)
+    missing = missing_maps("maps", images)
+    assert read == len(there)
+    assert max(in_work) <= 130
+    assert list(missing.tokens) == [f"{i}" for i in range(200_000) if i % 40 != 20]
+
+
+@pytest.mark.parametrize("tokens", [("same", "same"), ("front/1", "2"), ("", "2")])
+def test_tokens_that_are_shared_or_name_no_file_stop_the_job_before_ray_starts(
+    tmp_path: Path, tokens: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("slidr.cluster.superpixels.session.start", lambda cluster: pytest.fail("Ray was started"))
+    images = [ImageRef(token, f"samples/{i}.jpg", 16, 9) for i, token in enumerate(tokens)]
+    config = SuperpixelConfig(folder=str(tmp_path / "maps"))
+    with pytest.raises(DataError, match=r"samples/0\.jpg.*token"):
+        compute_images(images, str(tmp_path), config, ClusterConfig(), progress=False)
+    assert not (tmp_path / "maps").exists()
+
+
+def test_a_map_of_another_kind_counts_as_damaged(tmp_path: Path) -> None:
+    image = ImageRef("a", "a.jpg", 16, 9)
+    for mode in ("RGB", "1", "P"):
+        Image.new(mode, (16, 9)).save(tmp_path / "a.png")
+        assert missing_maps(str(tmp_path), [image]) == [image]
+    Image.new("L", (16, 9)).save(tmp_path / "a.png")
+    assert missing_maps(str(tmp_path), [image]) == []
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[" * 100_000])
+def test_damaged_parameters_are_written_again_by_the_job(tmp_path: Path, damage: bytes) -> None:
+    config = SuperpixelConfig(folder=str(tmp_path))
+    path = Path(folder_of(config), "parameters.json")
+    compute_images([], "root", config, ClusterConfig(), progress=False)
+    written = path.read_bytes()
+    path.write_bytes(damage)
+    compute_images([], "root", config, ClusterConfig(), progress=False)
+    assert path.read_bytes() == written
 
 
 @settings(deadline=None, max_examples=60)

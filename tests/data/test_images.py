@@ -259,8 +259,11 @@ def test_a_label_map_of_another_kind_or_with_impossible_labels_is_refused(tmp_pa
         if taken:
             np.testing.assert_array_equal(images.read_label_map(path, (32, 18), segments=10), labels)
         else:
-            with pytest.raises(DataError, match=rf"map\.png: holds label {label}; 10 .* at most {most} labels"):
+            with pytest.raises(DataError, match=rf"map\.png: holds labels 0 to {label}; 10 .* at most {most} labels"):
                 images.read_label_map(path, (32, 18), segments=10)
+    path.write_bytes(images.encode_label_map(np.ones((18, 32), np.uint16)))
+    with pytest.raises(DataError, match=r"map\.png: holds labels 1 to 1; .*counted from 0"):
+        images.read_label_map(path, segments=10)
 
 
 @pytest.mark.parametrize(("columns", "size"), [(5, 20), (4, 16)])

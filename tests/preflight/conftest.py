@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from slidr.cluster.superpixels import compute_map, folder_of
+from slidr.cluster.superpixels import compute_images, compute_map, folder_of
 from slidr.config import (
     AugmentConfig,
     ClusterConfig,
@@ -45,6 +45,7 @@ def prepared(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Conf
     )
     write_frames(read_frames(tiny_world), config.data.frames)
     table = FrameTable.open(config.data.frames).select(("parametrize", "verify"))
+    compute_images([], config.data.root, config.superpixels, config.cluster, progress=False)  # writes the parameters
     for image in table.images():
         compute_map(image, config.data.root, folder_of(config.superpixels), config.superpixels)
     return config
