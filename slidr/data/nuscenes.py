@@ -110,7 +110,7 @@ def check_sample_files(root: str, frames: list[Frame]) -> None:
         )
 
 
-class _Tables(NuScenes):
+class _Tables(NuScenes):  # type: ignore[misc, valid-type]
     """The devkit's indexed tables, of keyframes only and without annotations, maps' masks or drawing."""
 
     def __init__(self, root: str, version: str, report: Callable[[str], None]) -> None:
