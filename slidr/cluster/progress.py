@@ -6,18 +6,20 @@ Training is followed by its journal, with what the workers have to say; superpix
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from slidr.data import storage
+from slidr.data.records import parse_json
+from slidr.data.storage import DataError
 
 _log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.5
@@ -119,10 +121,7 @@ class _Tail:
         self.position += len(whole)
         found = False
         for line in whole.splitlines():
-            try:
-                entry = json.loads(line)
-            except ValueError:  # cut short by a kill
-                continue
+            entry = _entry(line)
             if "metrics" in entry:
                 found, self.step = True, entry["step"]
                 self.values.update(entry["metrics"])
@@ -141,9 +140,25 @@ class _Tail:
             with storage.open_read(self.path) as file:
                 file.seek(self.position)
                 return file.read()
-        except (OSError, storage.DataError):  # not written yet, or a store that is away for a moment
+        except (OSError, DataError):  # not written yet, or a store that is away for a moment
             return b""
 
     def text(self) -> str:
         shown = (f"{name} {self.values[name]:.4g}" for name in self._SHOWN if name in self.values)
         return "  ".join(shown)
+
+
+def _entry(line: bytes) -> dict[str, Any]:
+    """A journal's line; what a kill cut short, or what is no such line, is empty."""
+    try:
+        entry = parse_json(line, "journal")
+    except DataError:
+        return {}
+    if not isinstance(entry, dict):
+        return {}
+    texts = {kind: entry[kind] for kind in ("warning", "note") if isinstance(entry.get(kind), str)}
+    step, metrics = entry.get("step"), entry.get("metrics")
+    if type(step) is not int or not isinstance(metrics, dict):
+        return texts
+    numbers = {name: value for name, value in metrics.items() if type(value) in (int, float)}
+    return {**texts, "step": step, "metrics": numbers}

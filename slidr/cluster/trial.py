@@ -130,7 +130,7 @@ def _final(config: Config, own: Config, run: RunHandle | None) -> End:
 def _course(folder: RunFolder) -> dict[str, Any]:
     """How far a job came and what its validations said, from its journal."""
     journal = sorted(read_journal(folder.file("metrics.jsonl")).items())
-    curve = tuple((m["epoch"], m["val_miou"]) for _, m in journal if "val_miou" in m)
+    curve = tuple((m["epoch"], m["val_miou"]) for _, m in journal if "val_miou" in m and "epoch" in m)
     return {"curve": curve, "steps": journal[-1][0] if journal else 0}
 
 

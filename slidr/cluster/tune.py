@@ -6,27 +6,28 @@ Trials train on `data.train_split` and are compared on `data.val_split`; each wi
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import io
 import json
-import os
+import logging
 import shutil
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from slidr.cluster.executor import run_agenda
+from slidr.cluster.search_records import RESULT_FILES, claim_search, require_same_values, results_folder
 from slidr.cluster.train import with_absolute_paths
-from slidr.config import Config, ConfigError, absolute_path, dump, fingerprint, parse
+from slidr.config import Config, ConfigError, fingerprint
 from slidr.data import storage
 from slidr.data.frames import open_table
 from slidr.data.labels import CLASSES
 from slidr.data.loading import ScanSource, train_plan
+from slidr.data.records import read_record
+from slidr.data.storage import DataError
 from slidr.models.weights import weights_digest
 from slidr.report.tuning import confusion_chart, course_chart, fractions_chart, rates_chart
 from slidr.tracking import read_journal, tracking_uri
@@ -34,17 +35,15 @@ from slidr.tracking_models import register_student
 from slidr.tracking_search import SearchTracker, existing
 from slidr.training.locks import held
 from slidr.training.optim import total_steps
-from slidr.training.runs import RunError, RunFolder, differences, folder_of, identity
+from slidr.training.runs import RunFolder, folder_of
 from slidr.training.segment import build_segmenter
 from slidr.tuning.agenda import ListAgenda, SearchAgenda
 from slidr.tuning.jobs import End, Group, Job, Kind, fraction_name, job_config, read_end, search_folder
 from slidr.tuning.table import Ends, finals, groups_of, markdown, reasons, rows, table
 
-# What may change between two launches of a search: what there is of it then still is of it.
-_EXTENDABLE = ("fractions", "methods", "trials", "seeds", "results", "fresh")
-_RESULT_FILES = ("trials.parquet", "table.json", "table.md", "rates.png", "fractions.png")
 _FINAL_FILES = ("evaluation.json", "confusion.png", "course.png")
 Tell = Callable[[str], None]
+_log = logging.getLogger(__name__)
 
 
 class SearchFailed(RuntimeError):
@@ -62,7 +61,7 @@ def search(config: Config, tell: Tell = lambda line: None) -> dict[str, Any]:
     tags = _check(config)
     folder = search_folder(config)
     with held(folder.path + ".lock", f"the search {config.run.name}"):
-        _claim(config, tags)
+        claim_search(config, tags)
         tracker = SearchTracker(config, tags)
         status = "FAILED"
         try:
@@ -165,98 +164,18 @@ def _check(config: Config) -> dict[str, str]:
     return tags
 
 
-def _claim(config: Config, tags: dict[str, str]) -> None:
-    """Takes the search's folder, or takes it up again; with `tune.fresh` what was there is set aside."""
-    folder = search_folder(config)
-    begun = any(glob.glob(f"{glob.escape(folder.path)}/*/*/*/{name}") for name in ("end.json", "checkpoints/*.pt"))
-    values: dict[str, Any] = {"config": identity(config), "tune": _fixed(config), **tags}
-    there = storage.exists(folder.file("search.json"))
-    known = json.loads(storage.read_bytes(folder.file("search.json"))) if there else values
-    other = any(values[key] != value for key, value in known.items() if key in values)
-    # Of a search that got to no checkpoint nothing is worth keeping, but its MLflow runs and journals have its values.
-    if config.tune.fresh or (other and not begun):
-        _set_aside(folder.path)
-        there = False
-    if config.tune.fresh:
-        _set_results_aside(results_folder(config))
-    if not there:
-        storage.write_bytes_atomic(folder.file("config.yaml"), dump(config).encode())
-        storage.write_bytes_atomic(folder.file("search.json"), json.dumps(values, indent=2).encode())
-        return
-    if not other:
-        grown = json.dumps({**known, **values}, indent=2)
-        storage.write_bytes_atomic(folder.file("search.json"), grown.encode())
-        return
-    earlier = parse(storage.read_bytes(folder.file("config.yaml")).decode(), folder.file("config.yaml"))
-    changed = [differences(earlier, config)] if known["config"] != values["config"] else []
-    changed += [
-        f"tune.{key} was {known['tune'].get(key, 'unknown')}, now {value}"
-        for key, value in _fixed(config).items()
-        if known["tune"].get(key) != value
-    ]
-    changed += [f"{key.removesuffix('_sha256')} differs" for key in tags if known.get(key, tags[key]) != tags[key]]
-    raise RunError(
-        f"run.name: {folder.path} holds a search with other values: {', '.join(changed)}; continue it with the old "
-        f"ones, choose another --run.name, or start anew with --fresh (the old one is set aside)"
-    )
-
-
-def results_folder(config: Config) -> RunFolder:
-    """Where the tables and plots of a search go."""
-    return RunFolder(absolute_path(config.tune.results or os.path.join("results", config.run.name)))
-
-
-def _set_aside(path: str) -> None:
-    """Renames the folder of an earlier search, if there is one; nothing is lost."""
-    if os.path.exists(path):
-        os.rename(path, _beside(path))
-
-
-def _set_results_aside(folder: RunFolder) -> None:
-    """Moves an earlier search's results into a folder beside them; others' files stay where they are."""
-    aside = RunFolder(_beside(folder.path))
-    for name in _RESULT_FILES:
-        if storage.exists(folder.file(name)):
-            storage.write_bytes_atomic(aside.file(name), storage.read_bytes(folder.file(name)))
-            storage.delete(folder.file(name))
-
-
-def _beside(path: str) -> str:
-    return storage.sibling(path, f".before-{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 1000:03d}")
-
-
-def _fixed(config: Config) -> dict[str, Any]:
-    """What of `tune` may not change while a search goes on, as JSON reads it back."""
-    values = {key: value for key, value in asdict(config.tune).items() if key not in _EXTENDABLE}
-    return json.loads(json.dumps(values))
-
-
 def _recorded(config: Config) -> Callable[[Job], End | None]:
     def recorded(job: Job) -> End | None:
         own = job_config(config, job)
         folder = folder_of(own)
         end = read_end(folder)
         if end is not None:
-            _require_same_values(own, folder)
+            require_same_values(own, folder)
             # A kill may have come between the record and this.
             shutil.rmtree(folder.checkpoints.path, ignore_errors=True)
         return end
 
     return recorded
-
-
-def _require_same_values(own: Config, folder: RunFolder) -> None:
-    """Raises `RunError` where a job's record is of other values than the search now proposes for it."""
-    path = folder.file("config.yaml")
-    if not storage.exists(path):  # it failed before it began
-        return
-    earlier = parse(storage.read_bytes(path).decode(), path)
-    if identity(earlier) != identity(own):
-        raise RunError(
-            f"{folder.path} was trained with other values than this search proposes for it: "
-            f"{differences(earlier, own)}; go on with the version of Optuna that proposed them, or start anew with "
-            f"--fresh (the old one is set aside)"
-        )
 
 
 def _epochs(config: Config, job: Job) -> int:
@@ -286,19 +205,39 @@ def _refuse_lost(lost: dict[Job, str]) -> None:
 
 
 def _pictures(config: Config, job: Job) -> list[str]:
-    """Draws a final's confusion matrix and course into its folder; returns its files."""
+    """Draws a final's confusion matrix and course into its folder; returns its files.
+
+    A picture costs no result: where what it shows is damaged, a warning says so.
+    """
     folder = folder_of(job_config(config, job))
     if job.kind != "final" or not storage.exists(folder.file("evaluation.json")):
         return []
     title = f"{fraction_name(job.group.fraction)}, {job.group.method}, {job.name}"
-    if not storage.exists(folder.file("confusion.png")):
-        scores = json.loads(storage.read_bytes(folder.file("evaluation.json")))
-        picture = confusion_chart(scores["confusion"], CLASSES[config.data.dataset], title)
-        storage.write_bytes_atomic(folder.file("confusion.png"), picture)
-    if not storage.exists(folder.file("course.png")):
-        picture = course_chart(read_journal(folder.file("metrics.jsonl")), title)
-        storage.write_bytes_atomic(folder.file("course.png"), picture)
+    drawn = {
+        "confusion.png": lambda: confusion_chart(_confusion(folder, config), CLASSES[config.data.dataset], title),
+        "course.png": lambda: course_chart(read_journal(folder.file("metrics.jsonl")), title),
+    }
+    for name, draw in drawn.items():
+        if not storage.exists(folder.file(name)):
+            try:
+                storage.write_bytes_atomic(folder.file(name), draw())
+            except (DataError, LookupError, TypeError, ValueError) as error:
+                _log.warning("%s is not drawn (%s)", folder.file(name), error)
     return existing(folder, _FINAL_FILES)
+
+
+def _confusion(folder: RunFolder, config: Config) -> list[list[int]]:
+    """A final's confusion matrix, counts by class. Raises `DataError` for a damaged record."""
+    path = folder.file("evaluation.json")
+    matrix = read_record(path, {"confusion": list}, next_step="the table does not need it")["confusion"]
+    size = len(CLASSES[config.data.dataset])
+    whole = len(matrix) == size and all(
+        isinstance(row, list) and len(row) == size and all(type(count) is int and count >= 0 for count in row)
+        for row in matrix
+    )
+    if not whole:
+        raise DataError(f"{path}: confusion: expected {size} x {size} counts; the table does not need it")
+    return matrix
 
 
 def _write_results(config: Config, ends: Ends) -> dict[str, Any]:
@@ -324,7 +263,7 @@ def _write_results(config: Config, ends: Ends) -> dict[str, Any]:
         rates_chart(found, config.data.val_split),
         fractions_chart(entries, tune.final_split),
     )
-    files = [folder.file(name) for name in _RESULT_FILES]
+    files = [folder.file(name) for name in RESULT_FILES]
     for file, data in zip(files, contents, strict=True):
         storage.write_bytes_atomic(file, data)
     return {**outcome, "files": files, "page": page}

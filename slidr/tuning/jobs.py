@@ -6,11 +6,13 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from slidr.config import Config, MethodName, TuneConfig, check_numbers
 from slidr.config.marks import INT64
 from slidr.data import storage
+from slidr.data.records import Types, parse_json, require_record
+from slidr.data.storage import RECORD_BYTES, DataError
 from slidr.training.runs import RunFolder, folder_of
 
 Values = Mapping[str, Any]  # numbers, by keys of `optim`
@@ -83,15 +85,49 @@ def end_to_json(end: End) -> str:
     return json.dumps(asdict(end), indent=2)
 
 
-def end_from_json(text: str | bytes) -> End:
-    raw = json.loads(text)
-    return End(**{**raw, "curve": tuple((epoch, score) for epoch, score in raw["curve"])})
+def end_from_json(text: str | bytes, name: str = "end") -> End:
+    """The end that a record describes; `name` names the record. Raises `DataError` for what is not one."""
+    raw = require_record(parse_json(text, name, _AGAIN), name, _REQUIRED, _OPTIONAL, _AGAIN)
+    status, score, curve = raw["status"], raw.get("score"), raw.get("curve", [])
+    if status not in get_args(Status):
+        raise DataError(f"{name}: status: expected one of {', '.join(get_args(Status))}, got {status!r:.80}; {_AGAIN}")
+    if (status == "failed") != (score is None) or (score is not None and not 0 <= score <= 1):
+        wanted = "null" if status == "failed" else "a mIoU from 0 to 1"
+        raise DataError(f"{name}: score: expected {wanted} as the job is {status}, got {score!r}; {_AGAIN}")
+    if not all(_is_validation(pair) for pair in curve):
+        raise DataError(f"{name}: curve: expected pairs of an epoch and a mIoU; {_AGAIN}")
+    if raw.get("steps", 0) < 0 or raw.get("seconds", 0.0) < 0:
+        raise DataError(f"{name}: steps and seconds: expected no negative numbers; {_AGAIN}")
+    known = {key: value for key, value in raw.items() if key in (*_REQUIRED, *_OPTIONAL)}
+    return End(**{**known, "curve": tuple((epoch, score) for epoch, score in curve)})
+
+
+_REQUIRED: dict[str, Types] = {"status": str}
+_OPTIONAL: dict[str, Types] = {
+    "score": (float, type(None)),
+    "reason": (str, type(None)),
+    "curve": list,
+    "steps": int,
+    "seconds": float,
+}
+_AGAIN = (
+    "copy the file again, or remove it: the same command then finds the end again, from what was trained, or trains"
+)
+
+
+def _is_validation(pair: Any) -> bool:
+    """Whether this is an epoch and a mIoU, which is NaN where a failed training had none."""
+    if not (isinstance(pair, list) and len(pair) == 2):
+        return False
+    epoch, score = pair
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in pair)
+    return numbers and 0 <= epoch < float("inf") and (score != score or 0 <= score <= 1)
 
 
 def read_end(folder: RunFolder) -> End | None:
-    """The recorded end of a job, or None for one that has not ended."""
+    """The recorded end of a job, or None for one that has not ended. Raises `DataError` for a damaged record."""
     path = folder.file("end.json")
-    return end_from_json(storage.read_bytes(path)) if storage.exists(path) else None
+    return end_from_json(storage.read_bytes(path, RECORD_BYTES), path) if storage.exists(path) else None
 
 
 def write_end(folder: RunFolder, end: End) -> None:

@@ -58,3 +58,31 @@ def test_where_there_is_no_terminal_counted_work_is_a_line_now_and_then(
         for _ in range(3):
             count(True)
     assert capfd.readouterr().err == ""
+
+
+def test_lines_of_a_journal_that_are_no_records_are_passed_over(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    lines = [
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b"3",
+        b"null",
+        b'"metrics"',
+        b'["metrics"]',
+        b'{"metrics": 3, "step": 1}',
+        b'{"metrics": {"loss": 1.0}}',
+        b'{"metrics": {"loss": 1.0}, "step": "one"}',
+        b'{"metrics": {"loss": "much", "lr": [1]}, "step": 1}',
+        b'{"note": 3, "warning": {}}',
+        b'{"note": "whole"}',
+    ]
+    with follow(path, 2):
+        time.sleep(0.2)
+        path.write_bytes(b"\n".join(lines) + b"\n")
+        Journal(path).log(2, {"loss": 3.5})
+    shown = capfd.readouterr().err
+    assert "training 2/2 loss 3.5" in shown
+    assert "whole" in shown
+    assert "Traceback" not in shown
