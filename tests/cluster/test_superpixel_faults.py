@@ -65,3 +65,17 @@ def test_every_image_is_done_exactly_once_whatever_is_killed(
     assert {path.name for path in folder.iterdir()} - undisturbed.keys() == {"parameters.json", "manifest.json"}
     assert json.loads((folder / "manifest.json").read_text()) == {"images": 36, "maps": 36, "failed": {}}
     book.close(entries)
+
+
+def test_on_a_cluster_without_cpus_the_job_says_what_it_waits_for_and_goes_on_once_a_node_comes(
+    large_images: DataConfig, images: list[ImageRef], tmp_path: Path
+) -> None:
+    config = Config(data=large_images, superpixels=SuperpixelConfig(folder=str(tmp_path), sigma=1.0))
+    waits = "waiting for a node: superpixels need 1 CPU for each task, the cluster has 0 (nodes: none)"
+    with FaultCluster(cpus=[]) as cluster, Job("superpixels", config, cluster) as job:
+        job.until("the wait is told of", lambda: waits in job.output)
+        assert not list(tmp_path.glob("*/*.png"))
+        cluster.add_node(2)
+        assert job.wait() == 0, job.output
+        assert "there is room again (nodes: 2 CPUs)" in job.output
+    assert len(list(tmp_path.glob("*/*.png"))) == len(images)
