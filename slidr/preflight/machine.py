@@ -108,7 +108,8 @@ def cluster(config: Config, search: bool = False) -> Finding:
     try:
         session.start(config.cluster)
     except session.ClusterError as error:
-        return Finding("cluster", "error", str(error), "ray start --head, or --cluster.address null")
+        what, _, step = str(error).partition("; ")  # what is wrong; what to do
+        return Finding("cluster", "error", what, step or "ray start --head, or --cluster.address null")
     nodes = session.nodes()
     cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
     return _room(nodes, f"{where}: {len(nodes)} nodes, {cpus} CPUs, {gpus} GPUs", config, search)

@@ -91,3 +91,15 @@ def test_a_cluster_that_does_not_answer_is_an_error(prepared: Config, monkeypatc
     monkeypatch.setattr(machine.session, "start", refuse)
     finding = machine.cluster(replace(prepared, cluster=replace(prepared.cluster, address="auto")))
     assert (finding.status, finding.what) == ("error", "no Ray cluster answers")
+
+
+def test_a_cluster_that_cannot_be_joined_is_shown_with_its_own_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(cluster: ClusterConfig) -> None:
+        raise machine.session.ClusterError(
+            "cluster.address: a:1: the token was refused (none found); set RAY_AUTH_MODE"
+        )
+
+    monkeypatch.setattr(machine.session, "start", refuse)
+    found = machine.cluster(Config(cluster=ClusterConfig(address="a:1")))
+    assert (found.status, found.next) == ("error", "set RAY_AUTH_MODE")
+    assert found.what == "cluster.address: a:1: the token was refused (none found)"
