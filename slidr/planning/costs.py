@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from slidr.data import storage
+from slidr.data.records import Types, read_json, require_record
+from slidr.data.storage import DataError
 
 CostName = Literal[
     "slic",  # CPU s an image
@@ -32,6 +34,8 @@ UNITS: dict[CostName, str] = {
     "validate_frame": "s/keyframe",
     "worker_memory": "bytes/worker",
 }
+_BY_SIZE = ("slic", "label_map")  # of images, so that the size belongs to the setting
+_MOST = 1e18  # above any measurement
 PACKAGED = Path(__file__).with_name("costs.json")
 
 
@@ -84,7 +88,9 @@ class Costs:
         fitting = [
             entry
             for entry in reversed(list(self))
-            if entry.name == name and all(entry.setting.get(key) == value for key, value in setting.items())
+            if entry.name == name
+            and "pixels" in entry.setting
+            and all(entry.setting.get(key) == value for key, value in setting.items())
         ]
         return min(fitting, key=lambda entry: abs(math.log(entry.setting["pixels"] / pixels)), default=None)
 
@@ -94,24 +100,36 @@ class Costs:
 
 
 def read_costs(path: str | Path = PACKAGED) -> Costs:
-    """The measurements in a file. Raises `CostError` naming the entry that is none."""
+    """The measurements in a file. Raises `CostError` naming the file and the entry that cannot be used."""
     try:
-        raw = json.loads(storage.read_bytes(path))
-    except ValueError as error:
-        raise CostError(f"{path}: is no file of unit costs ({error}); write one with slidr plan --measure") from None
-    entries = []
-    for number, values in enumerate(raw if isinstance(raw, list) else [raw]):
-        try:
-            entry = UnitCost(**values)
-        except TypeError as error:
-            raise CostError(f"{path}: entry {number}: {error}; write the file anew with slidr plan --measure") from None
-        if entry.name not in get_args(CostName) or not entry.value >= 0:
-            raise CostError(
-                f"{path}: entry {number}: got {entry.name!r} = {entry.value!r}, expected a value of at least 0 for one "
-                f"of {list(get_args(CostName))}"
-            )
-        entries.append(entry)
-    return Costs(entries)
+        raw = read_json(path, next_step=_AGAIN)
+        rows = raw if isinstance(raw, list) else [raw]
+        return Costs(_entry(values, f"{path}: entry {number}") for number, values in enumerate(rows))
+    except DataError as error:
+        raise CostError(str(error)) from None
+
+
+_AGAIN = "write one with slidr plan --measure --costs FILE"
+_FIELDS: dict[str, Types] = {
+    "name": str, "value": float, "setting": dict, "machine": str, "date": str, "command": str
+}  # fmt: skip
+
+
+def _entry(raw: Any, name: str) -> UnitCost:
+    """The measurement of an entry, `name`d in errors. Raises `DataError` for what is not one."""
+    values = require_record(raw, name, _FIELDS, next_step=_AGAIN)
+    unknown = sorted(values.keys() - _FIELDS.keys())
+    if unknown:
+        raise DataError(f"{name}: unknown keys {', '.join(unknown)[:200]}; {_AGAIN}")
+    if values["name"] not in get_args(CostName) or not 0 <= values["value"] < _MOST:
+        raise DataError(
+            f"{name}: got {values['name'][:80]!r} = {values['value']!r:.80}, expected a value of at least 0 for one of "
+            f"{list(get_args(CostName))}; {_AGAIN}"
+        )
+    pixels = values["setting"].get("pixels", 1 if values["name"] not in _BY_SIZE else None)
+    if type(pixels) not in (int, float) or not 0 < pixels < _MOST:
+        raise DataError(f"{name}: setting.pixels: expected the pixels of an image, got {pixels!r:.80}; {_AGAIN}")
+    return UnitCost(**values)
 
 
 def write_costs(path: str | Path, costs: Costs) -> None:

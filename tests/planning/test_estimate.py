@@ -139,7 +139,7 @@ def test_costs_survive_their_file_and_damage_is_named(tmp_path: Path) -> None:
     with pytest.raises(CostError, match=r"bad\.json: entry 0"):
         read_costs(tmp_path / "bad.json")
     (tmp_path / "bad.json").write_text("[")
-    with pytest.raises(CostError, match="is no file of unit costs"):
+    with pytest.raises(CostError, match=r"bad\.json: is not readable JSON"):
         read_costs(tmp_path / "bad.json")
     write_costs(tmp_path / "bad.json", Costs([cost("coffee", 1.0)]))
     with pytest.raises(CostError, match="'coffee'"):
