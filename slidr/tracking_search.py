@@ -17,9 +17,10 @@ from typing import Any, TypeVar
 
 from slidr.config import Config
 from slidr.data import storage
-from slidr.tracking import Journal, RunHandle, connect, record_config, start_run, tracking_uri
+from slidr.tracking import Journal, RunHandle, TrackingError, connect, record_config, start_run, tracking_uri
 from slidr.training.runs import RunFolder, folder_of
 from slidr.tuning.jobs import End, Job, fraction_name, job_config, search_folder
+from slidr.urls import redact_url
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ class SearchTracker:
         if end.score is not None:
             client.log_metric(handle.run_id, "score", end.score, step=end.steps)
         for key, value in {"end": end.status, "reason": end.reason or ""}.items():
-            client.set_tag(handle.run_id, key, value[:5000])
+            client.set_tag(handle.run_id, key, redact_url(value)[:5000])
         for path in files:
             client.log_artifact(handle.run_id, path)
         client.set_terminated(handle.run_id, _STATUS[end.status])
@@ -172,14 +173,9 @@ class SearchTracker:
             return None
         try:
             value = call()
-        except Exception as error:  # any failure of a remote store; the search must go on
+        except TrackingError as error:  # the search must go on
             if not self._away:
-                where = tracking_uri(self._config).split("@")[-1]
-                _log.warning(
-                    "MLflow at %s cannot be reached (%s); the search goes on and sends later",
-                    where,
-                    type(error).__name__,
-                )
+                _log.warning("%s; the search goes on and sends later", error)
             self._away, self._retry_at = True, time.monotonic() + _PAUSE_S
             self._listed.clear()  # the call may have made a run before it failed
             return None

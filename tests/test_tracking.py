@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from slidr import tracking
+from slidr import tracking, tracking_journal
 from slidr.config import Config, RunConfig, TrackingConfig
 from slidr.data import storage
 from slidr.tracking import Journal, JournalError, RunHandle, end_run, read_journal, start_run, tracking_uri
+from slidr.tracking_errors import TrackingError
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +98,7 @@ def test_a_store_in_trouble_does_not_give_a_run_a_twin(config: Config, monkeypat
 
     with monkeypatch.context() as patched:
         patched.setattr(MlflowClient, "update_run", busy)
-        with pytest.raises(MlflowException, match="locked"):
+        with pytest.raises(TrackingError, match="locked"):
             tracking.start_run(config, "pretrain", run_id)
     assert len(client.search_runs([experiment])) == before
     client.delete_run(run_id)
@@ -109,14 +110,14 @@ def test_a_store_that_lets_time_run_out_is_left_alone_for_a_while(
     handle: RunHandle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now, tries = [0.0], []
-    monkeypatch.setattr(tracking, "time", SimpleNamespace(time=time.time, monotonic=lambda: now[0]))
+    monkeypatch.setattr(tracking_journal, "time", SimpleNamespace(time=time.time, monotonic=lambda: now[0]))
 
-    def hang(self: tracking.Journal, lines: Any) -> None:
+    def hang(uri: str) -> None:
         tries.append(now[0])
         now[0] += 20.0
-        raise TimeoutError
+        raise TrackingError(uri, "cannot be reached (no answer in time)", "start the server")
 
-    monkeypatch.setattr(tracking.Journal, "_send_lines", hang)
+    monkeypatch.setattr(tracking_journal, "connect", hang)
     journal = tracking.Journal(tmp_path / "metrics.jsonl", handle)
     for step in range(100):
         now[0] += 1.0

@@ -18,12 +18,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from slidr.data import storage
-from slidr.data.records import parse_json
-from slidr.data.storage import DataError
+from slidr.tracking_journal import parse_line
 
 _log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.5
 _POLL_REMOTE_SECONDS = 10.0  # in an object store, where a journal arrives in large pieces anyway
+_BACKLOG_SECONDS = 5.0  # between lines on metrics that MLflow missed
 _PLAIN_SECONDS = 15.0  # between lines where there is no terminal to draw on
 
 
@@ -68,6 +68,19 @@ def counting(what: str, total: int, enabled: bool = True) -> Iterator[Callable[[
         yield count
 
 
+def telling_backlog() -> Callable[[int, int], None]:
+    """For metrics that MLflow missed: tells now and then how far the sending is, if it takes a while."""
+    console, told = Console(stderr=True, soft_wrap=True), time.monotonic()
+
+    def tell(sent: int, size: int) -> None:
+        nonlocal told
+        if time.monotonic() - told >= _BACKLOG_SECONDS:
+            told = time.monotonic()
+            console.print(f"sending the metrics that MLflow missed: {sent / max(size, 1):.0%}", highlight=False)
+
+    return tell
+
+
 def _show(journal: str, steps: int, stop: threading.Event, enabled: bool) -> None:
     console = Console(stderr=True, soft_wrap=True)
     reader = _Tail(journal)
@@ -109,7 +122,7 @@ class _Tail:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.position = len(storage.read_bytes(path)) if storage.exists(path) else 0
+        self.position = _size(path)
         self.step = 0
         self.values: dict[str, float] = {}
         self._messages: list[tuple[str, str]] = []
@@ -121,12 +134,15 @@ class _Tail:
         self.position += len(whole)
         found = False
         for line in whole.splitlines():
-            entry = _entry(line)
-            if "metrics" in entry:
-                found, self.step = True, entry["step"]
-                self.values.update(entry["metrics"])
+            try:
+                entry = parse_line(line)
+            except ValueError:  # cut short by a kill, or damaged: who sends the journal to MLflow names it
+                continue
+            if entry.metrics is not None:
+                found, self.step = True, entry.step
+                self.values.update(entry.metrics)
             else:
-                self._messages += [(kind, entry[kind]) for kind in ("warning", "note") if kind in entry]
+                self._messages.append((entry.kind, entry.text))
         return found
 
     def take_messages(self) -> list[tuple[str, str]]:
@@ -148,17 +164,10 @@ class _Tail:
         return "  ".join(shown)
 
 
-def _entry(line: bytes) -> dict[str, Any]:
-    """A journal's line; what a kill cut short, or what is no such line, is empty."""
+def _size(path: str) -> int:
+    """Bytes of a journal; 0 where there is none yet."""
     try:
-        entry = parse_json(line, "journal")
-    except DataError:
-        return {}
-    if not isinstance(entry, dict):
-        return {}
-    texts = {kind: entry[kind] for kind in ("warning", "note") if isinstance(entry.get(kind), str)}
-    step, metrics = entry.get("step"), entry.get("metrics")
-    if type(step) is not int or not isinstance(metrics, dict):
-        return texts
-    numbers = {name: value for name, value in metrics.items() if type(value) in (int, float)}
-    return {**texts, "step": step, "metrics": numbers}
+        with storage.open_read(path) as file:
+            return file.seek(0, os.SEEK_END)
+    except (OSError, storage.DataError):
+        return 0

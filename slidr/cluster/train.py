@@ -16,7 +16,7 @@ import torch
 from slidr import tracking
 from slidr.cluster import session
 from slidr.cluster.loading import RayLoader
-from slidr.cluster.progress import follow
+from slidr.cluster.progress import follow, telling_backlog
 from slidr.cluster.room import check_room, telling_waits
 from slidr.config import ClusterConfig, Config, ConfigError, absolute_path, decode, to_dict, with_used_paths
 from slidr.data import storage
@@ -81,11 +81,11 @@ def _train(config: Config, stage: Stage, steps: int, progress: bool) -> dict[str
     folder = _claim(config, stage)
     finished = folder.result()
     if finished is not None:
+        tracking.finish_again(config, folder, telling_backlog())
         return finished
     if config.cluster.elastic:
         _log.warning("when the number of workers changes: %s", of_the_workers(config))
-    run = tracking.start_run(config, stage.name, folder.note("mlflow_run_id"))
-    folder.note("mlflow_run_id", run.run_id)
+    run = tracking.open_run(config, stage.name, folder)
     status = "FAILED"
     try:
         journal, theirs = folder.file("metrics.jsonl"), workers_run(config, run)
@@ -98,11 +98,7 @@ def _train(config: Config, stage: Stage, steps: int, progress: bool) -> dict[str
         status = "KILLED"
         raise
     finally:
-        try:
-            tracking.Journal(folder.file("metrics.jsonl"), run).send()
-            tracking.end_run(run, status, {"checkpoints": folder.checkpoints.path})
-        except Exception as error:  # a store that went away must neither hide an error nor spoil a result
-            _log.warning("MLflow could not be told that the run is %s (%s)", status, type(error).__name__)
+        tracking.finish_run(folder, run, status, telling_backlog())
 
 
 def train_untracked(config: Config, stage: Stage, run: tracking.RunHandle | None) -> dict[str, Any]:
@@ -199,7 +195,11 @@ def _sending(journal: str, run: tracking.RunHandle) -> Iterator[None]:
         while not stop.wait(_SEND_SECONDS):
             if storage.is_remote(journal):  # there a journal holds what it read when it was opened
                 sender = tracking.Journal(journal, run)
-            sender.send()
+            try:
+                while sender.send_slice() and sender.pending() and not stop.is_set():
+                    continue
+            except tracking.JournalError as error:  # a full disk: the workers' own journal ends the run
+                _log.warning("%s", error)
 
     thread = threading.Thread(target=send, daemon=True)
     thread.start()
@@ -311,7 +311,7 @@ def _work(
         return
     journal.log(outcome.step, scores)
     journal.flush()
-    journal.send()
+    journal.send_slice()  # a longer rest is sent by the driver once there is a result
     folder.finish(
         {
             **outcome.metrics,

@@ -165,7 +165,7 @@ def write_bytes_atomic(path: str | os.PathLike[str], data: bytes) -> None:
         return
     target = Path(join(path))
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.parent / f"{_TEMPORARY}{own_mark() or 'unknown'}-{uuid.uuid4().hex[:8]}"
+    temporary = target.parent / temporary_name()
     try:
         with temporary.open("wb") as file:
             file.write(data)
@@ -175,6 +175,11 @@ def write_bytes_atomic(path: str | os.PathLike[str], data: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def temporary_name() -> str:
+    """A new name for a file that is written and then renamed; `sweep_temporary` deletes it once its writer is gone."""
+    return f"{_TEMPORARY}{own_mark() or 'unknown'}-{uuid.uuid4().hex[:8]}"
 
 
 def sweep_temporary(folder: str | os.PathLike[str]) -> int:

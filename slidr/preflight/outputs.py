@@ -22,6 +22,7 @@ from slidr.preflight.findings import Finding, Stage, Status
 from slidr.preflight.inputs import frame_table
 from slidr.preflight.plan import has_search, images_to_cut, job_of, state_bytes
 from slidr.training.runs import folder_of as run_folder
+from slidr.urls import redact_url
 
 SKEW_WARNING_S, SKEW_ERROR_S = 30.0, 600.0  # S3 refuses requests that are 15 minutes off
 _RAYS_COPIES = "working_dir_files"  # the folder that `ray job submit --working-dir` unpacks into
@@ -147,17 +148,14 @@ def space(key: str, folder: str, need: int) -> Finding:
 
 
 def tracking_server(config: Config, stage: Stage | None = None) -> Finding:
-    """MLflow answers. A run needs it to begin; a search goes on without and makes its runs up later."""
+    """MLflow's store takes a run, as a run itself would find. A search goes on without one that is only away."""
     uri = tracking.tracking_uri(config)
-    shown = uri.split("@")[-1]
-    problem = tracking.unreachable(uri)
-    if problem is None:
-        return Finding("tracking", "ok", shown)
-    return Finding(
-        "tracking", "warning" if stage == "tune" else "error", f"{shown}: {problem}",
-        "choose another run.folder" if config.tracking.uri is None
-        else "start the server (docs/cluster.md), or --tracking.uri null for a file in run.folder",
-    )  # fmt: skip
+    try:
+        tracking.check_store(uri, config.tracking.experiment)
+    except tracking.TrackingError as error:
+        status: Status = "warning" if stage == "tune" and not error.lasting else "error"
+        return Finding("tracking", status, f"{redact_url(uri)}: {error.what}", error.next)
+    return Finding("tracking", "ok", redact_url(uri))
 
 
 def skew(seconds: float, folder: str) -> Finding:

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +13,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
+from tracking_servers import free_port, mlflow_server
 from tune_cases import COMPARED, one_thread, search_config
 
 from slidr import tracking_search
@@ -69,43 +66,16 @@ def pump(source: socket.socket, sink: socket.socket) -> None:
         sink.shutdown(socket.SHUT_WR)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
 def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
     """The way to `mlflow server` over sqlite, open."""
-    folder, port = tmp_path_factory.mktemp("server"), free_port()
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    log = (folder / "log.txt").open("wb")
-    server = subprocess.Popen(
-        [*command, "--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder)],
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-        env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"},
-    )
-    door = Door(port)
-    try:
-        deadline = time.monotonic() + 120
-        while True:
-            assert server.poll() is None, (folder / "log.txt").read_text()
-            assert time.monotonic() < deadline, (folder / "log.txt").read_text()
-            with contextlib.suppress(OSError):
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                break
-            time.sleep(0.1)
+    with mlflow_server(tmp_path_factory.mktemp("server")) as port:
+        door = Door(port)
         door.open()
-        yield door
-    finally:
-        door.shut()
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(server.pid, 15)  # its workers are processes of their own
-        server.wait()
-        log.close()
+        try:
+            yield door
+        finally:
+            door.shut()
 
 
 @pytest.fixture(scope="module")
