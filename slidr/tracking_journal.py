@@ -30,6 +30,7 @@ SLICE = 500  # lines that are sent at once
 _SEND_SECONDS = 5.0
 _UPLOAD_SECONDS = 30.0  # between uploads of a journal in an object store
 _AWAY_SECONDS = 60.0  # before a store that did not answer is tried again
+_APPEND = os.O_APPEND | os.O_CREAT | os.O_WRONLY | os.O_NONBLOCK  # opening a FIFO must not wait for a reader
 _BATCH = 500  # MLflow takes at most 1000 metrics a request
 _LONGEST_LINE = 1 << 20
 _NAME = re.compile(r"[/\w.\- :]{1,250}")  # of a metric, as MLflow takes it
@@ -153,7 +154,7 @@ class Journal:
                 _log.warning("%s; metrics wait in %s and are sent later", error, redact_url(self.path))
             return False
         self._warned = False
-        with self._writing():
+        with self._writing(self._cursor):
             storage.write_bytes_atomic(self._cursor, str(sent + sum(map(len, fresh))).encode())
         return True
 
@@ -166,23 +167,22 @@ class Journal:
             return
         with self._writing():
             Path(self.path).parent.mkdir(parents=True, exist_ok=True)
-            with open(self.path, "ab") as file:
+            with os.fdopen(os.open(self.path, _APPEND, 0o666), "ab") as file:
                 # A kill in the middle of a line must not swallow this one.
                 file.write(line if self._ends_whole() else b"\n" + line)
 
     @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _writing(self, path: str | None = None) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             raise JournalError(
-                f"{redact_url(self.path)}: cannot be written ({redact_url(str(error.strerror or error))})"
+                f"{redact_url(path or self.path)}: cannot be written ({redact_url(str(error.strerror or error))})"
             ) from error
 
     def _size(self) -> int:
-        if self._remote:
-            return len(self._lines)
-        return os.path.getsize(self.path) if os.path.exists(self.path) else 0
+        with self._open() as file:
+            return file.seek(0, os.SEEK_END)
 
     def _slice(self, start: int) -> list[bytes]:
         """Up to `SLICE` whole lines of the journal from a byte on; the last one may still be being written."""
@@ -192,7 +192,7 @@ class Journal:
         return lines if not lines or lines[-1].endswith(b"\n") else lines[:-1]
 
     def _open(self) -> contextlib.AbstractContextManager[IO[bytes]]:
-        if self._remote or not os.path.exists(self.path):
+        if self._remote or not storage.present(self.path):
             return io.BytesIO(self._lines)
         return storage.open_read(self.path)
 
@@ -269,7 +269,10 @@ def read_journal(path: str | Path) -> dict[int, dict[str, float]]:
 
 
 def parse_line(line: bytes) -> Line:
-    """What a journal's line says. Raises `ValueError` with the reason for one that is not a record."""
+    """What a journal's line says, but for values that are not finite.
+
+    Raises `ValueError` with the reason for one that is not a record.
+    """
     try:
         raw = json.loads(line)
     except RecursionError:
@@ -285,7 +288,8 @@ def parse_line(line: bytes) -> Line:
     metrics = raw["metrics"]
     if not isinstance(metrics, dict):
         raise ValueError(f"metrics: expected an object, got {type(metrics).__name__}")
-    return Line(time_ms, _whole(raw, "step"), {name: _number(name, value) for name, value in metrics.items()})
+    numbers = {name: _number(name, value) for name, value in metrics.items()}
+    return Line(time_ms, _whole(raw, "step"), {name: value for name, value in numbers.items() if math.isfinite(value)})
 
 
 class _JournalHandler(logging.Handler):
@@ -331,7 +335,7 @@ def _lines_at(path: str) -> Iterator[bytes]:
     """A journal's lines; none where there is no file yet."""
     if storage.is_remote(path):
         yield from io.BytesIO(_read(path))
-    elif storage.exists(path):
+    elif storage.present(path):
         with storage.open_read(path) as file:
             yield from _lines_of(file)
 
@@ -344,4 +348,4 @@ def _lines_of(file: IO[bytes]) -> Iterator[bytes]:
 
 def _read(path: str) -> bytes:
     """The bytes of an object store's journal; none where there is no file yet."""
-    return storage.read_bytes(path, storage.TABLE_BYTES) if storage.exists(path) else b""
+    return storage.read_bytes(path, storage.TABLE_BYTES) if storage.present(path) else b""

@@ -214,6 +214,11 @@ def exists(path: str | os.PathLike[str]) -> bool:
     return _retrying(lambda: _filesystem(path).get_file_info(_key(path)).type != fs.FileType.NotFound)
 
 
+def present(path: str | os.PathLike[str]) -> bool:
+    """As `exists`, but a link that leads nowhere counts: to read it is an error, and not an absent file."""
+    return exists(path) if is_remote(path) else os.path.lexists(join(path))
+
+
 def modified(path: str | os.PathLike[str]) -> float:
     """When a file was last written, in seconds since 1970, by the clock of the storage. Raises `OSError`."""
     if not is_remote(path):

@@ -130,8 +130,12 @@ def _take(path: str, what: str, wait_s: float | None, then: str) -> BinaryIO | N
                     replaced += 1
                     continue
             except OSError as error:
+                if error.errno == errno.EMFILE:
+                    raise  # this process's own fault
                 if error.errno not in _CANNOT:
-                    raise
+                    raise RunError(
+                        f"{path}: cannot be locked ({error.strerror}); remove it, or choose another folder or name"
+                    ) from error
                 unsafe = "take care that nothing else uses"
                 _log.warning("%s: cannot be locked (%s); %s %s", path, error.strerror, unsafe, what)
                 return None

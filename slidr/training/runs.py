@@ -39,10 +39,14 @@ from slidr.config import (
 )
 from slidr.data import storage
 from slidr.data.loading import subset_frames
+from slidr.data.records import read_record
+from slidr.data.storage import RECORD_BYTES, DataError
 from slidr.models.weights import weights_digest
 from slidr.training.checkpoint import CheckpointFolder
+from slidr.urls import redact_url
 
 _log = logging.getLogger(__name__)
+_DIGEST = "sha256"  # of the other values of a result
 
 
 class RunError(ValueError):
@@ -64,21 +68,32 @@ class RunFolder:
         return storage.join(self.path, name)
 
     def result(self) -> dict[str, Any] | None:
-        """The final scores, or None for a run that is not finished."""
+        """The final scores, or None for a run that is not finished. Raises `DataError` for a damaged record of them."""
         path = self.file("result.json")
-        return json.loads(storage.read_bytes(path)) if storage.exists(path) else None
+        if not storage.present(path):
+            return None
+        again = "copy it again, or remove it: the same command with --run.resume makes it again from the checkpoints"
+        record = read_record(path, {"steps": int, "epochs": int}, {_DIGEST: str}, next_step=again)
+        digest = record.pop(_DIGEST, None)  # earlier versions wrote none
+        if digest not in (None, _digest_of(record)):
+            raise DataError(f"{redact_url(path)}: is damaged (its values are not those of its {_DIGEST}); {again}")
+        return record
 
     def finish(self, result: dict[str, Any]) -> None:
         """Writes the final scores, which makes the run a finished one."""
-        storage.write_bytes_atomic(self.file("result.json"), json.dumps(result, indent=2).encode())
+        signed = {**result, _DIGEST: _digest_of(result)}
+        storage.write_bytes_atomic(self.file("result.json"), json.dumps(signed, indent=2).encode())
 
     def note(self, name: str, text: str | None = None) -> str | None:
-        """Keeps a line of text under a name, or (given none) reads it back; None where there is none."""
+        """Keeps a line of text under a name, or (given none) reads it back; None where there is none.
+
+        Raises `DataError` for what is not text.
+        """
         path = self.file(name)
         if text is not None:
             storage.write_bytes_atomic(path, text.encode())
             return text
-        return storage.read_bytes(path).decode() if storage.exists(path) else None
+        return _text(path) if storage.present(path) else None
 
     def require_visible(self) -> None:
         """Raises `RunError` in a process that does not see the folder, which `claim` made elsewhere."""
@@ -87,6 +102,11 @@ class RunFolder:
                 f"{self.path}: not there on {socket.gethostname()}; run.folder must be storage that every node sees: "
                 f"a folder mounted on all of them, or s3://"
             )
+
+
+def recorded_config(path: str) -> Config:
+    """The config that a run or search was started with. Raises `DataError` or `ConfigError`, which name the file."""
+    return parse(_text(path), redact_url(path))
 
 
 def folder_of(config: Config) -> RunFolder:
@@ -138,7 +158,7 @@ def claim(config: Config) -> RunFolder:
             f"run.name: {folder.path} already holds a run; continue it with --run.resume, or choose another "
             f"--run.name (or remove the folder)"
         )
-    earlier = parse(storage.read_bytes(known).decode(), known)
+    earlier = recorded_config(known)
     before, now = earlier.cluster.num_workers, config.cluster.num_workers
     as_before = replace(config, cluster=replace(config.cluster, num_workers=before))
     if identity(earlier) != identity(as_before):
@@ -177,8 +197,8 @@ def _forget_other_values(config: Config, folder: RunFolder) -> None:
     if not storage.exists(known):
         return
     try:
-        same = identity(parse(storage.read_bytes(known).decode(), known)) == identity(config)
-    except ConfigError:  # keys of another version
+        same = identity(recorded_config(known)) == identity(config)
+    except (ConfigError, DataError):  # keys of another version, or damage
         same = False
     if not same:
         for name in ("mlflow_run_id", "metrics.jsonl", "metrics.jsonl.sent"):
@@ -197,8 +217,8 @@ def require_same_data(config: Config, folder: RunFolder) -> None:
     now = {"frames": frames.fingerprint, "root": hashlib.sha256(sweep).hexdigest()}
     if config.student.weights is not None:
         now["weights"] = weights_digest(config.student.weights)
-    known = folder.note("data.json")
-    if known is None or not (folder.checkpoints.steps() or folder.result()):
+    known = folder.file("data.json")
+    if not storage.present(known) or not (folder.checkpoints.steps() or folder.result()):
         folder.note("data.json", json.dumps(now, indent=2))
         return
     changed = {
@@ -206,7 +226,11 @@ def require_same_data(config: Config, folder: RunFolder) -> None:
         "root": f"data.root: {config.data.root}: it holds other files",
         "weights": f"student.weights: {config.student.weights}: it is another file",
     }
-    for key, value in json.loads(known).items():
+    step = "copy it again; removed, the run goes on without comparing its data"
+    record = read_record(known, {"frames": str}, dict.fromkeys(changed, str), next_step=step)
+    for key, value in record.items():
+        if key not in changed:
+            raise DataError(f"{redact_url(known)}: unknown key {key!r}, expected {', '.join(changed)}; {step}")
         if now.get(key) != value:
             raise RunError(
                 f"{changed[key]} since {folder.path} was started; put the old one back, or choose another --run.name"
@@ -216,6 +240,19 @@ def require_same_data(config: Config, folder: RunFolder) -> None:
 def differences(before: Config, after: Config) -> str:
     """The keys that shape a result and differ, with both values: those that make `identity` another one."""
     return ", ".join(_differing(to_dict(_shaping(before)), to_dict(_shaping(after)), ""))
+
+
+def _text(path: str) -> str:
+    try:
+        return storage.read_bytes(path, RECORD_BYTES).decode()
+    except UnicodeDecodeError:
+        raise DataError(f"{redact_url(path)}: is damaged (not text); copy it again or remove it") from None
+
+
+def _digest_of(record: dict[str, Any]) -> str:
+    """SHA-256 of a record's values, as JSON reads them back."""
+    values = json.loads(json.dumps(record))
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _differing(old: dict[str, Any], new: dict[str, Any], prefix: str) -> list[str]:

@@ -34,10 +34,14 @@ def test_disk_space_is_compared_with_what_a_job_writes(
     assert by_name(outputs.disk(prepared, "pretrain"))["disk: run.folder"].status == "error"
 
 
-class _Health(http.server.BaseHTTPRequestHandler):
+class _Experiments(http.server.BaseHTTPRequestHandler):
+    """MLflow's answer for an experiment that no run has made yet."""
+
     def do_GET(self) -> None:
-        self.send_response(200 if self.path == "/health" else 404)
+        known = self.path.startswith("/api/2.0/mlflow/experiments/get-by-name?experiment_name=")
+        self.send_response(404)
         self.end_headers()
+        self.wfile.write(b'{"error_code": "RESOURCE_DOES_NOT_EXIST"}' if known else b"not found")
 
     def log_message(self, *arguments: object) -> None:
         pass
@@ -45,7 +49,7 @@ class _Health(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server() -> Iterator[str]:
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Health) as serving:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Experiments) as serving:
         thread = threading.Thread(target=serving.serve_forever)
         thread.start()
         yield f"127.0.0.1:{serving.server_port}"
