@@ -5,7 +5,10 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import os
+import re
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +20,7 @@ from slidr.config import Config, RunConfig, TrackingConfig
 from slidr.data import storage
 from slidr.tracking import Journal, JournalError, RunHandle, end_run, read_journal, start_run, tracking_uri
 from slidr.tracking_errors import TrackingError
+from slidr.training.runs import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -189,3 +193,180 @@ def test_the_default_store_is_sqlite_beside_the_runs(tmp_path: Path) -> None:
 def test_the_code_version_names_a_commit_of_this_checkout() -> None:
     version = tracking.code_version()
     assert version == {} or (len(version["git_commit"]) == 40 and version["git_dirty"] in ("true", "false"))
+
+
+DAMAGED = {
+    "a number": "7",
+    "a list": "[1]",
+    "no step": '{"time_ms": 1, "metrics": {"loss": 1.0}}',
+    "no time": '{"step": 2, "metrics": {"loss": 1.0}}',
+    "a step that is a text": '{"step": "2", "time_ms": 1, "metrics": {"loss": 1.0}}',
+    "a step that is too large": '{"step": 9223372036854775808, "time_ms": 1, "metrics": {"loss": 1.0}}',
+    "a negative step": '{"step": -1, "time_ms": 1, "metrics": {"loss": 1.0}}',
+    "no metrics": '{"step": 2, "time_ms": 1, "metrics": null}',
+    "a value that is a text": '{"step": 2, "time_ms": 1, "metrics": {"loss": "x"}}',
+    "neither": '{"step": 2, "time_ms": 1}',
+    "nested": "[" * 100_000 + "]" * 100_000 + "}",
+}
+
+
+class Store:
+    """MLflow's client as a journal uses it: it keeps what it is sent, and counts."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.batches: list[list[Any]] = []
+        self.away = False
+        monkeypatch.setattr(tracking_journal, "connect", lambda uri: self)
+
+    def log_batch(self, run_id: str, metrics: list[Any]) -> None:
+        if self.away:
+            raise TrackingError("http://host", "cannot be reached (Connection refused)", "start the server")
+        assert len(metrics) <= 1000, "MLflow takes no more"
+        self.batches.append(metrics)
+
+    @property
+    def steps(self) -> list[int]:
+        return [metric.step for metrics in self.batches for metric in metrics]
+
+
+@pytest.mark.parametrize("damage", DAMAGED.values(), ids=DAMAGED)
+def test_a_line_that_is_not_a_record_is_named_and_all_others_are_sent(
+    damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, path = Store(monkeypatch), tmp_path / "m.jsonl"
+    journal = Journal(path, RunHandle("http://host", "0"))
+    journal.log(1, {"loss": 2.0})
+    with path.open("a") as file:
+        file.write(damage + "\n")
+    journal.log(3, {"loss": 1.0})
+    assert journal.send()
+    assert store.steps == [1, 3]
+    if damage.endswith("}"):
+        assert f"{path}: line 2 is damaged (" in caplog.text
+    assert read_journal(path) == {1: {"loss": 2.0}, 3: {"loss": 1.0}}
+    caplog.clear()
+    journal.log(4, {"loss": 1.0})
+    assert journal.send()
+    assert store.steps == [1, 3, 4]
+    assert caplog.text == "", "it is named once"
+
+
+def test_a_metric_whose_name_mlflow_does_not_take_costs_no_other(
+    config: Config, handle: RunHandle, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from mlflow import MlflowClient
+
+    journal = Journal(tmp_path / "m.jsonl", handle)
+    for step, name in enumerate(("../up", "a\x00b", "n" * 251, "named", "ok/under score-1.0:2")):
+        journal.log(step, {name: 1.0})
+    assert journal.send()
+    assert "is not a metric's name" in caplog.text
+    known = MlflowClient(tracking_uri=tracking_uri(config)).get_run(handle.run_id).data.metrics
+    assert {"named", "ok/under score-1.0:2"} <= known.keys()
+
+
+@pytest.mark.parametrize("cursor", [b"99999999", b"17", b"-3", b"x", b"\xff\xfe", b"", b"9" * 5000])
+def test_a_damaged_cursor_loses_no_metric(cursor: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, path = Store(monkeypatch), tmp_path / "m.jsonl"
+    journal = Journal(path, RunHandle("http://host", "0"))
+    for step in (1, 2):
+        journal.log(step, {"loss": 1.0})
+    (tmp_path / "m.jsonl.sent").write_bytes(cursor)
+    assert journal.send()
+    assert store.steps == [1, 2]
+    assert journal.send()
+    assert store.steps == [1, 2]
+
+
+def test_a_line_that_is_still_being_written_is_sent_once_it_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, path = Store(monkeypatch), tmp_path / "m.jsonl"
+    Journal(path).log(1, {"loss": 1.0})
+    whole = path.read_bytes()
+    path.write_bytes(whole + whole[:20])
+    sender = Journal(path, RunHandle("http://host", "0"))
+    assert sender.send()
+    assert store.steps == [1]
+    path.write_bytes(whole + whole.replace(b'"step": 1', b'"step": 2'))
+    assert sender.send()
+    assert store.steps == [1, 2]
+
+
+def test_a_step_waits_for_one_slice_of_a_backlog_and_the_end_sends_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, now, count = Store(monkeypatch), [0.0], 4 * tracking_journal.SLICE
+    monkeypatch.setattr(tracking_journal, "time", SimpleNamespace(time=time.time, monotonic=lambda: now[0]))
+    line = json.dumps({"step": 1, "time_ms": 1, "metrics": {"loss": 1.0, "lr": 0.5}})
+    path = tmp_path / "m.jsonl"
+    path.write_text("".join(line.replace('"step": 1', f'"step": {step}') + "\n" for step in range(count)))
+    journal = Journal(path, RunHandle("http://host", "0"))
+    for step in (count, count + 1):
+        now[0] += 100.0
+        before = len(store.steps)
+        journal.log(step, {"loss": 1.0})
+        assert len(store.steps) - before == 2 * tracking_journal.SLICE, "two metrics a line"
+    told: list[tuple[int, int]] = []
+    assert journal.send(lambda sent, size: told.append((sent, size)))
+    assert store.steps == [step for step in range(count) for _ in range(2)] + [count, count + 1]
+    assert [sent < size for sent, size in told] == [True, True]
+
+
+def test_a_fault_of_our_own_is_not_taken_for_a_store_that_is_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = Journal(tmp_path / "m.jsonl", RunHandle("http://host", "0"))
+    journal.log(1, {"loss": 1.0})
+    monkeypatch.setattr(tracking_journal, "connect", lambda uri, missing: None)
+    with pytest.raises(TypeError):
+        journal.send()
+
+
+def test_a_journal_that_is_not_a_file_is_an_error_and_no_wait(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "m.jsonl")
+    with pytest.raises(JournalError, match=r"m\.jsonl: cannot be written"):
+        Journal(tmp_path / "m.jsonl").log(1, {"loss": 1.0})
+    for make in (os.mkfifo, os.mkdir, lambda path: os.symlink("nowhere", path)):
+        path = tmp_path / f"{make}"[:12].strip("<")
+        make(path)
+        with pytest.raises(storage.DataError, match=re.escape(str(path))):
+            read_journal(path)
+        path.rmdir() if path.is_dir() else path.unlink()
+
+
+def test_a_run_that_mlflow_lost_is_recorded_again_with_all_its_metrics(tmp_path: Path, config: Config) -> None:
+    from mlflow import MlflowClient
+
+    folder, client = RunFolder(str(tmp_path)), MlflowClient(tracking_uri=tracking_uri(config))
+    first = tracking.open_run(config, "pretrain", folder)
+    Journal(folder.file("metrics.jsonl"), first).log(1, {"loss": 1.0})
+    tracking.finish_run(folder, first, "FAILED")
+    assert client.get_run(first.run_id).info.status == "FAILED"
+    client.delete_run(first.run_id)
+    second = tracking.open_run(config, "pretrain", folder)
+    tracking.finish_run(folder, second, "FINISHED")
+    assert [m.value for m in client.get_metric_history(second.run_id, "loss")] == [1.0]
+    assert client.get_run(second.run_id).info.status == "FINISHED"
+    folder.note("mlflow_run_id", "\x00damaged")
+    third = tracking.open_run(config, "pretrain", folder)
+    assert third.run_id not in (first.run_id, second.run_id)
+
+
+def test_a_run_is_ended_once_and_a_store_that_is_away_only_delays_that(
+    tmp_path: Path, config: Config, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    folder, client = RunFolder(str(tmp_path)), MlflowClient(tracking_uri=tracking_uri(config))
+    run = tracking.open_run(config, "pretrain", folder)
+    Journal(folder.file("metrics.jsonl")).log(1, {"late": 1.0})
+    away = replace(config, tracking=TrackingConfig(uri="http://user:s3cret@127.0.0.1:9"))
+    tracking.finish_again(away, folder)
+    assert "cannot be reached" in caplog.text
+    assert "s3cret" not in caplog.text
+    tracking.finish_again(config, folder)
+    assert client.get_run(run.run_id).info.status == "FINISHED"
+    assert "late" in client.get_run(run.run_id).data.metrics
+    monkeypatch.setattr(tracking, "end_run", None)  # from now on MLflow is not even asked
+    tracking.finish_again(config, folder)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 import socket
 from dataclasses import dataclass, replace
 from typing import Any
@@ -74,8 +75,9 @@ class RunFolder:
             return None
         again = "copy it again, or remove it: the same command with --run.resume makes it again from the checkpoints"
         record = read_record(path, {"steps": int, "epochs": int}, {_DIGEST: str}, next_step=again)
-        digest = record.pop(_DIGEST, None)  # earlier versions wrote none
-        if digest not in (None, _digest_of(record)):
+        digest = record.pop(_DIGEST, None)  # earlier versions wrote none, under no name
+        renamed = any(isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) for value in record.values())
+        if renamed or digest not in (None, _digest_of(record)):
             raise DataError(f"{redact_url(path)}: is damaged (its values are not those of its {_DIGEST}); {again}")
         return record
 

@@ -191,7 +191,7 @@ def test_where_the_file_system_has_no_locks_the_block_runs_and_a_warning_says_so
         why = os.strerror(number)
         assert f"cannot be locked ({why}); take care that nothing else uses the run mine" in caplog.text
     refuse(errno.EIO)
-    with pytest.raises(OSError, match="Input/output error"), held(folder.file("lock"), "it"):
+    with pytest.raises(RunError, match=r"lock: cannot be locked \(Input/output error"), held(folder.file("lock"), "it"):
         pass
 
 
