@@ -8,12 +8,11 @@ import signal
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
+from slidr.tracking_store import connect
 from slidr.urls import redact_url
 
 _END_S = 10.0  # for the server to end by itself
-_SQLITE = "sqlite:///"
 
 
 class PageError(RuntimeError):
@@ -24,14 +23,13 @@ def serve_ui(uri: str, port: int) -> int:
     """Runs MLflow's page on 127.0.0.1:`port` until interrupted; then all its processes end.
 
     A tracking server has a page of its own: its address is printed, and 0 returned. Raises `PageError` where the port
-    cannot be had, or where the server ends by itself.
+    cannot be had, or where the server ends by itself, `TrackingError` for a store that cannot be used.
     """
     if uri.startswith(("http://", "https://")):
         print(f"MLflow's page is at {redact_url(uri)}")
         return 0
     _require_free(port)
-    if uri.startswith(_SQLITE):
-        Path(uri.removeprefix(_SQLITE)).parent.mkdir(parents=True, exist_ok=True)
+    connect(uri)  # makes the store of a file, under a lock; MLflow's server would without one
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri]
     # A group of its own: MLflow's own main process leaves the others behind when it is ended alone.
     server = subprocess.Popen([*command, "--host", "127.0.0.1", "--port", str(port)], start_new_session=True)

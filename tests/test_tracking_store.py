@@ -54,7 +54,7 @@ def no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_is_recorded_by_a_server_behind_a_password(guarded: int, tmp_path: Path) -> None:
     uri = f"http://{USER}:{quote(PASSWORD, safe='')}@127.0.0.1:{guarded}"
     config = in_folder(tmp_path, "guarded", uri)
-    assert doctor_says(config)[0] == "ok"
+    assert doctor_says(config) == (("ok", f"http://127.0.0.1:{guarded}; "))
     folder = folder_of(config)
     run = tracking.open_run(config, "pretrain", folder)
     Journal(folder.file("metrics.jsonl"), run).log(1, {"loss": 2.0})

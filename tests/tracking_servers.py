@@ -43,9 +43,11 @@ def mlflow_server(folder: Path) -> Iterator[int]:
         while True:
             assert server.poll() is None, (folder / "log.txt").read_text()
             assert time.monotonic() < deadline, (folder / "log.txt").read_text()
-            with contextlib.suppress(OSError):
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                break
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+                connection.request("GET", "/health")
+                if connection.getresponse().status == 200:
+                    break
             time.sleep(0.1)
         yield port
     finally:

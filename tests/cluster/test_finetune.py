@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import runpy
 import signal
 from dataclasses import replace
@@ -37,7 +36,7 @@ from slidr.data.storage import DataError
 from slidr.models.minkunet import MinkUNet14
 from slidr.models.weights import WeightsError, load_student
 from slidr.tracking import read_journal
-from slidr.training.runs import RunError, differences
+from slidr.training.runs import RunError, RunFolder, differences
 from slidr.training.segment import SegmentTask
 from slidr.types import Frame
 
@@ -97,7 +96,7 @@ def test_the_student_is_left_in_slidrs_downstream_layout(tuned: tuple[Config, di
         assert contents["config"]["cylindrical_coordinates"] is True
         load_student(MinkUNet14(1, 17, width=0.25), result[key], head="strict")
     folder = Path(config.run.folder, config.run.name)
-    assert json.loads((folder / "result.json").read_text()) == result
+    assert RunFolder(str(folder)).result() == result
     assert (folder / "config.yaml").exists()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from slidr.data.loading import PairSource
 from slidr.models.files import read_checkpoint
 from slidr.preflight import checks, outputs
 from slidr.training.checkpoint import CheckpointFolder
+from slidr.training.runs import RunFolder
 
 pytestmark = pytest.mark.ray
 IMAGES = 3 * 2 * 6  # scenes of parametrize and verify, keyframes, cameras
@@ -112,7 +112,7 @@ def test_a_run_that_breaks_off_and_resumes_in_a_store_ends_as_one_undisturbed_on
         assert torch.equal(ours[name], value), name
     folder = storage.join(prepared.run.folder, "pretrained")
     assert result["student"] == storage.join(folder, "student.pt")
-    assert json.loads(storage.read_bytes(storage.join(folder, "result.json"))) == result
+    assert RunFolder(folder).result() == result
     assert storage.read_bytes(result["picture"])[:4] == b"\x89PNG"
     steps = [name for name in storage.list_names(storage.join(folder, "checkpoints")) if name.startswith("step-")]
     assert len(steps) == 2  # run.keep_checkpoints

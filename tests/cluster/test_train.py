@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -68,7 +67,7 @@ def test_a_run_leaves_scores_checkpoints_a_student_and_an_mlflow_run(alone: tupl
 
     config, result = alone
     folder = Path(config.run.folder, config.run.name)
-    assert json.loads((folder / "result.json").read_text()) == result
+    assert RunFolder(str(folder)).result() == result
     assert result["steps"] == 10
     assert 0 <= result["retrieval_untrained"] <= 1
     assert losses(config)[-1] < losses(config)[0]
