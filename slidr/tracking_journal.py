@@ -53,7 +53,7 @@ class JournalError(RuntimeError):
 class Line:
     """One line of a journal: metrics at a step, or a message (a note or a warning) for who follows the run."""
 
-    time_ms: int
+    time_ms: int = 0
     step: int = 0
     metrics: dict[str, float] | None = None
     kind: str = ""  # of a message: "note" or "warning"
@@ -279,17 +279,20 @@ def parse_line(line: bytes) -> Line:
         raise ValueError("nested too deeply") from None
     if not isinstance(raw, dict):
         raise ValueError(f"expected a JSON object, got {type(raw).__name__}")
-    time_ms = _whole(raw, "time_ms")
     if "metrics" not in raw:
         for kind in ("warning", "note"):
             if isinstance(raw.get(kind), str):
-                return Line(time_ms, kind=kind, text=raw[kind])
+                return Line(kind=kind, text=raw[kind])
         raise ValueError("neither metrics nor a message")
     metrics = raw["metrics"]
     if not isinstance(metrics, dict):
         raise ValueError(f"metrics: expected an object, got {type(metrics).__name__}")
     numbers = {name: _number(name, value) for name, value in metrics.items()}
-    return Line(time_ms, _whole(raw, "step"), {name: value for name, value in numbers.items() if math.isfinite(value)})
+    return Line(
+        _whole(raw, "time_ms"),
+        _whole(raw, "step"),
+        {name: value for name, value in numbers.items() if math.isfinite(value)},
+    )
 
 
 class _JournalHandler(logging.Handler):

@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -156,7 +155,7 @@ class _Tail:
             with storage.open_read(self.path) as file:
                 file.seek(self.position)
                 return file.read()
-        except (OSError, DataError):  # not written yet, or a store that is away for a moment
+        except (OSError, storage.DataError):  # not written yet, or a store that is away for a moment
             return b""
 
     def text(self) -> str:
