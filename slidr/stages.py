@@ -18,6 +18,7 @@ from slidr.cluster.superpixels import SuperpixelReport, compute_superpixels
 from slidr.cluster.tune import search
 from slidr.config import Config, ConfigError, WorldConfig
 from slidr.data import nuscenes, semantic_kitti, storage
+from slidr.data.download import Download
 from slidr.data.frames import open_table, write_frames
 from slidr.data.synthetic import write_dataroot
 from slidr.models.download import student_file
@@ -27,7 +28,6 @@ from slidr.models.weights import student_state
 from slidr.preflight.doctor import preflight
 from slidr.training.runs import RunFolder, folder_of
 from slidr.training.segment import build_segmenter
-from slidr.types import Frame
 from slidr.urls import redact_url
 
 ExportFormat = Literal["openpcdet", "slidr", "safetensors"]
@@ -43,10 +43,16 @@ def make_frames(config: Config) -> str:
     """Reads the data set's tables once and writes the frame table; returns its path."""
     preflight(config, "frames", console)
     data = config.data
-    frames = _read(config)
-    write_frames(frames, data.frames, data.dataset)
+    download = _read(config)
+    frames = download.frames
+    taken = data.allow_missing if download.left_out else None  # of a whole download nothing is left out
+    write_frames(frames, data.frames, data.dataset, taken, download.left_out)
+    for note in download.notes:
+        console.print(f"frames: {note}", style="yellow", markup=False)
     scenes = len({frame.scene for frame in frames})
     console.print(f"frames: {len(frames)} keyframes of {scenes} scenes -> {data.frames}")
+    if download.left_out:
+        console.print(f"frames: the download is not whole; taken (data.allow_missing: {taken}) {download.left_out}")
     return data.frames
 
 
@@ -119,6 +125,12 @@ def run_evaluation(config: Config) -> dict[str, Any]:
         console.print(f"also in {', '.join(result['files'])}")
     if "submission" in result:
         console.print(f"submission -> {result['submission']}")
+    if "submission_lacks" in result:
+        console.print(
+            f"submission: is not whole, the benchmark will refuse it: lacks {result['submission_lacks']}",
+            style="yellow",
+            markup=False,
+        )
     return result
 
 
@@ -203,8 +215,9 @@ def _export_path(source: str, ending: str) -> str:
     return os.path.splitext(base)[0] + ending + mark + query
 
 
-def _read(config: Config) -> list[Frame]:
-    if config.data.dataset == "semantic_kitti":
-        return semantic_kitti.read_frames(config.data.root)
+def _read(config: Config) -> Download:
+    data = config.data
+    if data.dataset == "semantic_kitti":
+        return semantic_kitti.read_download(data.root)
     with console.status("reading tables") as status:
-        return nuscenes.read_frames(config.data.root, config.data.version, report=status.update)
+        return nuscenes.read_download(data.root, data.version, report=status.update, allow_missing=data.allow_missing)

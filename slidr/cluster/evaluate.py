@@ -16,6 +16,7 @@ from slidr.cluster.loading import RayLoader
 from slidr.cluster.train import train
 from slidr.config import Config, ConfigError, absolute_path, fingerprint
 from slidr.data import storage
+from slidr.data.completeness import lacking_of_split
 from slidr.data.frames import open_table
 from slidr.data.loading import LocalLoader, ScanSource, require_labels, subset_frames
 from slidr.data.submission import Submission
@@ -97,6 +98,13 @@ def is_scored(config: Config) -> bool:
     return config.evaluation.split != "test"
 
 
+def lacking_of_submission(config: Config) -> str:
+    """What the frame table lacks of `evaluation.split`, so that predictions for it are not whole; empty: nothing."""
+    data, split = config.data, config.evaluation.split
+    frames = open_table(data.frames, data.dataset).select(split)
+    return lacking_of_split(data.dataset, split, frames.tokens, frames.scenes)
+
+
 class EvaluateStage:
     """A trained student's scores and predictions on one split."""
 
@@ -127,6 +135,8 @@ class EvaluateStage:
         if config.evaluation.submission is not None:
             task.submission().close()
             kept["submission"] = config.evaluation.submission
+            lacking = lacking_of_submission(config)
+            kept |= {"submission_lacks": lacking} if lacking else {}
         scores = task.scores
         if not scores:
             return kept

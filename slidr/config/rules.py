@@ -88,6 +88,12 @@ def _data(config: Config, require: Require) -> None:
     unknown = [name for name in data.cameras if name not in CAMERA_CHANNELS]
     require(not unknown, "data.cameras", f"unknown {unknown}; nuScenes has {list(CAMERA_CHANNELS)}")
     require(len(data.cameras) > 0, "data.cameras", "expected at least one")
+    require(
+        data.allow_missing is None or data.dataset == "nuscenes",
+        "data.allow_missing",
+        f"got {data.allow_missing}, which is for nuscenes; slidr frames takes those scans of {data.dataset} "
+        "that are there and names the missing ones; set null",
+    )
     _fraction(data.train_fraction, "data.train_fraction", require)
     for key, (low, high) in {
         "scale": data.augment.scale,

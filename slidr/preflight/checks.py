@@ -39,6 +39,10 @@ def cheap(config: Config | None, stage: Stage | None = None) -> list[Finding]:
             findings.append(inputs.labels(config))
         if needs.images:
             findings.append(inputs.cameras(config))
+        if stage is None:
+            findings += inputs.scans(config)
+        if stage in (None, "evaluate"):
+            findings += inputs.submission(config)
         findings.append(inputs.data_root(config, inputs.FEW, needs))
         if needs == inputs.PRETRAINING:
             findings.append(inputs.superpixels(config, inputs.FEW, needed=stage is not None))

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from slidr.cluster.evaluate import is_scored
+from slidr.cluster.evaluate import is_scored, lacking_of_submission
 from slidr.cluster.superpixels import folder_of as superpixel_folder
 from slidr.config import Config
 from slidr.data import storage
+from slidr.data.completeness import scan_gaps
 from slidr.data.frames import FrameTable, open_table
 from slidr.data.label_maps import map_path, read_segments
 from slidr.data.loading import require_labels, subset_frames
@@ -134,6 +135,36 @@ def cameras(config: Config) -> Finding:
     if lacking:
         return Finding("cameras", "warning", text, "finish the download, then slidr frames CONFIG")
     return Finding("cameras", "ok", f"every frame has {wanted}")
+
+
+def scans(config: Config) -> Iterable[Finding]:
+    """SemanticKITTI: every official scan of the sequences is in the frame table."""
+    if config.data.dataset != "semantic_kitti":
+        return
+    gaps = scan_gaps(open_table(config.data.frames, config.data.dataset).tokens)
+    if gaps:
+        text = "; ".join(gaps[:_SHOWN]) + _and_more(gaps)
+        yield Finding("scans", "warning", text, "unpack the archives again, then slidr frames CONFIG")
+    else:
+        yield Finding("scans", "ok", "every sequence of the table is whole")
+
+
+def submission(config: Config) -> Iterable[Finding]:
+    """The frame table has all of the split that predictions are made for."""
+    if config.evaluation.submission is None:
+        return
+    try:
+        lacking = lacking_of_submission(config)
+    except DataError as error:
+        yield Finding("submission", "error", str(error), "choose another evaluation.split")
+        return
+    if lacking:
+        yield Finding(
+            "submission", "warning", f"{config.evaluation.split} is not whole in the frame table: it lacks {lacking}",
+            "finish the download, then slidr frames CONFIG; the benchmark refuses predictions that are not whole",
+        )  # fmt: skip
+    else:
+        yield Finding("submission", "ok", f"the frame table has all of {config.evaluation.split}")
 
 
 def root_folder(config: Config) -> Finding | None:

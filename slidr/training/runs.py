@@ -129,7 +129,7 @@ def _shaping(config: Config) -> Config:
     config = decode(public_dict(config))
     return replace(
         config,
-        data=replace(config.data, root="", frames=""),
+        data=replace(config.data, root="", frames="", allow_missing=None),  # the frame table says what it lacks
         superpixels=config.superpixels.parameters,
         run=run,
         cluster=cluster,

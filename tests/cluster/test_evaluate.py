@@ -196,6 +196,7 @@ def test_an_unlabelled_split_gives_a_submission_and_no_scores(
     written = np.fromfile(tmp_path / "out/lidarseg/test" / f"{frames[0].lidar_token}_lidarseg.bin", np.uint8)
     assert np.array_equal(written, predictions(base, frames[0])[0])
     assert (tmp_path / "out/test/submission.json").exists()
+    assert result["submission_lacks"].startswith("150 of 150 scenes: ")  # the frame is of a scene of val
 
 
 def test_a_submission_that_lost_a_file_is_written_again_and_a_whole_one_is_not(base: Config, tmp_path: Path) -> None:

@@ -133,16 +133,25 @@ def _remove_first_sweep(root: Path) -> None:
     ("spoil", "message"),
     [
         (_replace(f"{VERSION}/sample_data.json", None), r"sample_data\.json: table is missing"),
-        (_replace(f"{VERSION}/scene.json", "[{"), r"scene\.json: table is not readable JSON"),
+        (_replace(f"{VERSION}/scene.json", "[{"), r"scene\.json: is not readable JSON"),
         (_replace(f"{VERSION}/scene.json", "{}"), r"scene\.json: expected a list of records"),
         (_edit("ego_pose", lambda rows: rows.clear()), r"ego_pose\.json: has no record .*sample_data\.json"),
-        (_edit("sensor", lambda rows: rows.pop()), r"calibrated_sensor\.json: refers to .*sensor\.json"),
+        (_edit("sensor", lambda rows: rows.pop()), r"calibrated_sensor\.json: record .* refers to .*sensor\.json"),
         (_edit("scene", lambda rows: rows.clear()), r"sample\.json: holds no keyframe"),
         (_edit("sample", lambda rows: rows[0].update(next=rows[0]["token"])), r"comes after itself"),
-        (_edit("calibrated_sensor", lambda rows: rows[0].update(rotation=[0, 0, 0, 0])), r"is no rotation"),
+        (
+            _edit("calibrated_sensor", lambda rows: rows[0].update(rotation=[0, 0, 0, 0])),
+            r"calibrated_sensor\.json: record .* rotation \[0, 0, 0, 0\]: is not a rotation",
+        ),
         (_edit("sample_data", lambda rows: rows[:] is rows.pop(0)), r"(has no CAM_|has no LIDAR_)"),
-        (_rename_first_image("../outside.jpg"), r"sample_data\.json: names .*outside\.jpg', which leaves"),
-        (_rename_first_image("/etc/passwd"), r"names the file '/etc/passwd', which leaves the dataroot"),
+        (
+            _rename_first_image("../outside.jpg"),
+            r"sample_data\.json: record .* filename .*outside\.jpg': leaves the data root",
+        ),
+        (
+            _rename_first_image("/etc/passwd"),
+            r"sample_data\.json: record .* filename '/etc/passwd': leaves the data root",
+        ),
         (_rename_first_image("samples/gone.jpg"), r"samples/gone\.jpg: named by the tables but missing"),
         (_remove_first_sweep, r"LIDAR_TOP/.*: named by the tables but missing"),
         (_link_outside, r"CAM_FRONT/.*: is a link to .*outside\.jpg, outside the data root"),
@@ -189,3 +198,131 @@ def test_importing_the_devkit_through_the_reader_leaves_pillows_limit_as_it_was(
         return int(done.stdout)
 
     assert limit_after("slidr.data.nuscenes") == limit_after("PIL.Image") < limit_after("nuscenes.nuscenes")
+
+
+DEEP = "[" * 100_000 + "]" * 100_000
+LOST = object()  # a key that is removed
+
+
+def _change(table: str, key: str, value: Any, number: int = 0) -> Spoil:
+    """Another value in a record of keyframes."""
+
+    def change(rows: list[dict[str, Any]]) -> None:
+        row = [row for row in rows if row.get("is_key_frame", True)][number]
+        row.pop(key)
+        if value is not LOST:
+            row[key] = value
+
+    return _edit(table, change)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (_replace(f"{VERSION}/sensor.json", DEEP), r"sensor\.json: is not readable JSON \(nested too deeply\)"),
+        (_replace(f"{VERSION}/log.json", "[1]"), r"log\.json: expected a list of records, but number 0 is 1"),
+        (_replace(f"{VERSION}/map.json", '[{"token": []}]'), r"map\.json: record 0 has no token"),
+        (_change("map", "log_tokens", [["a"]]), r"map\.json: record '\w+': log_tokens .*: expected a list of texts"),
+        (_change("sensor", "channel", ["CAM_FRONT"]), r"sensor\.json: record '\w+': channel \['CAM_FRONT'\]: expected"),
+        (_change("scene", "name", LOST), r"scene\.json: record '\w+' has no 'name'"),
+        (_change("scene", "name", None), r"scene\.json: record '\w+': name None: expected a text"),
+        (_change("sample", "next", None), r"sample\.json: record '\w+': next None: expected a text"),
+        (_change("sample", "prev", None), r"sample\.json: record '\w+': prev None: expected a text"),
+        (_change("sample_data", "sample_token", ["x"]), r"sample_data\.json: record '\w+': sample_token \['x'\]"),
+        (_change("sample_data", "is_key_frame", "true"), r"sample_data\.json: record '\w+': is_key_frame 'true'"),
+        (_change("sample_data", "calibrated_sensor_token", {}), r"calibrated_sensor_token \{\}: expected a text"),
+        (
+            _change("sample_data", "calibrated_sensor_token", "x"),
+            r"sample_data\.json: record .* refers to 'x', which is",
+        ),
+        (_change("sample_data", "width", 10**400), r"sample_data\.json: record '\w+': width 1000.*: expected pixels"),
+        (_change("sample_data", "height", LOST), r"sample_data\.json: record '\w+' has no 'height'"),
+        (_change("sample_data", "timestamp", "noon"), r"timestamp 'noon': expected microseconds"),
+        (_change("sample_data", "filename", "a\0.jpg"), r"filename 'a\\x00\.jpg': has control characters"),
+        (
+            _change("sample_data", "filename", "samples\\a.jpg"),
+            r"filename .*: has backslashes, as tables made on Windows",
+        ),
+        (_change("sample_data", "token", "a/b"), r"sample_data\.json: record 'a/b': token 'a/b': cannot name a file"),
+        (_change("sample_data", "ego_pose_token", LOST), r"sample_data\.json: record '\w+' has no 'ego_pose_token'"),
+        (
+            _change("ego_pose", "translation", [10**400, 0, 0]),
+            r"ego_pose\.json: record '\w+': translation .*: expected 3 m",
+        ),
+        (
+            _change("ego_pose", "rotation", [1, 0, float("nan"), 0]),
+            r"ego_pose\.json: record '\w+': rotation .*not a rot",
+        ),
+        (_change("calibrated_sensor", "camera_intrinsic", None), r"camera_intrinsic None: expected 3 x 3 numbers"),
+        (_change("calibrated_sensor", "translation", None), r"calibrated_sensor\.json: record '\w+': translation None"),
+        (_change("lidarseg", "sample_data_token", LOST), r"lidarseg\.json: record '\w+' has no 'sample_data_token'"),
+        (
+            _change("lidarseg", "filename", "../x.bin"),
+            r"lidarseg\.json: record '\w+': filename .*: leaves the data root",
+        ),
+        (
+            _change("scene", "first_sample_token", ""),
+            r"scene\.json: 2 samples of .*sample\.json are in no scene's chain",
+        ),
+        (_change("sample", "next", ""), r"scene\.json: 1 samples of .* are in no scene's chain .* of scene-0001"),
+        (_change("sample", "scene_token", "x"), r"sample\.json: record '\w+': scene_token is 'x', but"),
+    ],
+)
+def test_a_damaged_record_is_refused_by_table_token_and_key(
+    tiny_world: Path, tmp_path: Path, spoil: Spoil, message: str
+) -> None:
+    (tmp_path / "root").mkdir()
+    shutil.copytree(tiny_world / VERSION, tmp_path / "root" / VERSION)
+    spoil(tmp_path / "root")
+    with pytest.raises(DataError, match=message):
+        read_frames(str(tmp_path / "root"), VERSION, check_files=False)
+
+
+def test_a_scene_whose_first_sample_is_its_second_is_refused_by_name(tiny_world: Path, tmp_path: Path) -> None:
+    (tmp_path / "root").mkdir()
+    shutil.copytree(tiny_world / VERSION, tmp_path / "root" / VERSION)
+    samples = json.loads((tiny_world / VERSION / "sample.json").read_text())
+    second = next(sample for sample in samples if sample["prev"])
+    first = {"scene": second["scene_token"]}
+
+    def change(rows: list[dict[str, Any]]) -> None:
+        next(row for row in rows if row["token"] == first["scene"])["first_sample_token"] = second["token"]
+
+    _edit("scene", change)(tmp_path / "root")
+    with pytest.raises(DataError, match=rf"sample\.json: record '{second['token']}': prev is '{second['prev']}', but"):
+        read_frames(str(tmp_path / "root"), VERSION, check_files=False)
+
+
+def test_a_camera_without_focal_lengths_and_two_records_of_one_image_are_refused(
+    tiny_world: Path, tmp_path: Path
+) -> None:
+    def no_focal(rows: list[dict[str, Any]]) -> None:
+        row = next(row for row in rows if row["camera_intrinsic"])
+        row["camera_intrinsic"][0][0] = 0
+
+    def twice(rows: list[dict[str, Any]]) -> None:
+        row = next(row for row in rows if row["is_key_frame"])
+        rows.append({**row, "token": "another"})
+
+    for spoil, message in (
+        (
+            _edit("calibrated_sensor", no_focal),
+            r"calibrated_sensor\.json: record '\w+': camera_intrinsic .*focal lengths 0",
+        ),
+        (_edit("sample_data", twice), r"sample_data\.json: keyframe \w+ has 2 records of"),
+        (_edit("ego_pose", lambda rows: rows.append(rows[0])), r"ego_pose\.json: two records have the token"),
+    ):
+        root = tmp_path / message[:5]
+        root.mkdir(exist_ok=True)
+        shutil.copytree(tiny_world / VERSION, root / VERSION)
+        spoil(root)
+        with pytest.raises(DataError, match=message):
+            read_frames(str(root), VERSION, check_files=False)
+
+
+def test_a_lidarseg_table_that_is_a_link_to_nothing_is_not_taken_for_none(tiny_world: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_world / VERSION, tmp_path / VERSION)
+    (tmp_path / VERSION / "lidarseg.json").unlink()
+    (tmp_path / VERSION / "lidarseg.json").symlink_to("gone.json")
+    with pytest.raises(DataError, match=r"lidarseg\.json: cannot be read"):
+        read_frames(str(tmp_path), VERSION, check_files=False)

@@ -9,7 +9,7 @@ import pytest
 
 from slidr.config import DataConfig
 from slidr.data.samples import scan_sample
-from slidr.data.semantic_kitti import read_frames
+from slidr.data.semantic_kitti import read_download, read_frames
 from slidr.data.storage import DataError
 
 
@@ -87,3 +87,81 @@ def test_real_scans_and_their_labels_belong_together(real_semantic_kitti: Path) 
         assert counts[0] < 0.2 * counts.sum()
     up = frames[0].ego_from_lidar[:3, :3] @ [0, 0, 1]
     assert up[1] < -0.99  # the camera's y axis points down
+
+
+TURN = "0 -1 0 1 0 0 -1 2 1 0 0 3"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("calib.txt", f"Tr: {TURN.replace('3', 'nan')}", r"expected 12 numbers, got .* in row 1"),
+        ("calib.txt", f"Tr: {TURN.replace('3', '1_0')}", r"expected 12 numbers, got .*1_0' in row 1"),
+        ("calib.txt", f"Tr: {TURN.replace('3', '1e999')}", r"the matrix in row 1 |expected 12 numbers"),
+        ("calib.txt", f"Tr: {TURN.replace('3', '1e300')}", r"the matrix in row 1 moves by"),
+        ("calib.txt", "Tr:" + " 0" * 12, r"the matrix in row 1 has no rotation in its upper left"),
+        ("calib.txt", "Tr: 0 1 0 1 0 0 -1 2 1 0 0 3", r"the matrix in row 1 is mirrored"),
+        ("calib.txt", "P0: 1\nP1: 1\n", r"has no row 'Tr:'.*archives of images lacks it, .*data_odometry_calib\.zip"),
+        ("poses.txt", f"{TURN}\n\n{TURN}\n{TURN}\n", r"expected 12 numbers, got '' in row 2"),
+        ("poses.txt", f"{TURN}\n" * 2 + "0 " * 12, r"the matrix in row 3 has no rotation"),
+        ("times.txt", "0\n1e300\n1\n", r"row 2: got '1e300'; expected seconds, 0 to 1e\+10"),
+        ("times.txt", "0\ninf\n1\n", r"row 2: got 'inf'; expected seconds"),
+        ("times.txt", "0\n-1\n1\n", r"row 2: got '-1'; expected seconds"),
+        ("times.txt", "0\n1_0\n1\n", r"row 2: got '1_0'; expected seconds"),
+    ],
+)
+def test_numbers_and_matrices_that_are_none_are_refused_by_file_and_row(
+    root: Path, name: str, text: str, message: str
+) -> None:
+    (root / "sequences" / "00" / name).write_text(text)
+    with pytest.raises(DataError, match=rf"sequences/00/{name}: ({message})"):
+        read_frames(str(root))
+
+
+@pytest.mark.parametrize("name", ["calib.txt", "poses.txt", "times.txt"])
+def test_a_link_to_nothing_is_not_taken_for_a_file_that_is_not_there(root: Path, name: str) -> None:
+    path = root / "sequences" / "00" / name
+    path.unlink()
+    read_frames(str(root))
+    path.symlink_to("gone.txt")
+    with pytest.raises(DataError, match=rf"sequences/00/{name}: cannot be read"):
+        read_frames(str(root))
+
+
+def test_hidden_files_are_not_scans_and_scans_have_numbers(root: Path) -> None:
+    velodyne = root / "sequences" / "00" / "velodyne"
+    expected = [frame.token for frame in read_frames(str(root))]
+    for name in ("._000000.bin", ".DS_Store", "readme.txt"):
+        (velodyne / name).write_bytes(b"")
+    assert [frame.token for frame in read_frames(str(root))] == expected
+    for name in ("²", "1.0", "scan1", "9" * 30):
+        (velodyne / f"{name}.bin").write_bytes(b"")
+        with pytest.raises(DataError, match=rf"velodyne/{name}\.bin: expected a number for a name, as 000123\.bin"):
+            read_frames(str(root))
+        (velodyne / f"{name}.bin").unlink()
+    (velodyne / "0.bin").write_bytes(b"")
+    with pytest.raises(DataError, match=r"0\.bin and 000000\.bin have one number"):
+        read_frames(str(root))
+
+
+def test_scans_labels_and_images_that_do_not_go_together_are_named(root: Path) -> None:
+    zero = root / "sequences" / "00"
+    (zero / "velodyne" / "000001.bin").unlink()
+    (zero / "image_2").mkdir()
+    (zero / "image_2" / "000000.png").write_bytes(b"")
+    download = read_download(str(root))
+    assert [f.token for f in download.frames][:2] == ["00/000000", "00/000002"]
+    assert download.notes == [
+        "sequence 00 lacks 4539 of 4541 scans: 000001, 000003 to 004540",
+        "sequence 08 lacks 4070 of 4071 scans: 000001 to 004070",
+        "sequence 11 lacks 920 of 921 scans: 000001 to 000920",
+        "sequence 00 has 2 sweeps and 3 files in labels/: 000001 has no sweep",
+        "sequence 00 has 2 sweeps and 1 files in image_2/: none for 000002",
+    ]
+
+
+def test_poses_too_few_for_the_scans_are_left_out_and_noted(root: Path) -> None:
+    (root / "sequences" / "00" / "poses.txt").write_text(f"{TURN}\n")
+    download = read_download(str(root))
+    assert any("poses.txt: has 1 rows, too few for scan 000002; no pose" in note for note in download.notes)
+    np.testing.assert_array_equal(download.frames[0].global_from_ego, np.eye(4))

@@ -16,7 +16,7 @@ from slidr.data.loading import PairSource, subset_frames
 from slidr.data.storage import DataError
 from slidr.preflight import checks, inputs
 from slidr.preflight.findings import Stage
-from slidr.stages import make_superpixels, run_pretraining
+from slidr.stages import make_frames, make_superpixels, run_pretraining
 
 
 def _kitti(config: Config) -> Config:
@@ -112,3 +112,47 @@ def test_a_file_of_both_splits_is_named_once(spoilable: Config) -> None:
     for config in (both, finetuning(both)):
         needs = inputs.needs_of(config)
         assert inputs.data_root(config, inputs.MANY, needs).what.count(sweep) == 1
+
+
+def _kitti_world(config: Config, folder: Path, scans: range) -> Config:
+    """Sequence 04 with these of its 271 scans, labelled, as the config's data."""
+    rng = np.random.default_rng(0)
+    for kind in ("velodyne", "labels"):
+        (folder / "sequences" / "04" / kind).mkdir(parents=True)
+    for scan in scans:
+        sweep = np.column_stack([rng.normal(0, 10, (20, 3)), rng.uniform(0, 1, 20)]).astype(np.float32)
+        (folder / f"sequences/04/velodyne/{scan:06d}.bin").write_bytes(sweep.tobytes())
+        (folder / f"sequences/04/labels/{scan:06d}.label").write_bytes(np.full(20, 40, np.uint32).tobytes())
+    data = replace(
+        config.data,
+        dataset="semantic_kitti",
+        root=str(folder),
+        frames=str(folder / "frames.parquet"),
+        train_split="parametrize",
+        val_split="train",
+    )
+    return replace(finetuning(config), data=data)
+
+
+def test_scans_that_a_sequence_lacks_are_printed_by_frames_and_a_warning_of_the_doctor(
+    prepared: Config, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = _kitti_world(prepared, tmp_path / "part", range(270))
+    make_frames(config)
+    assert "frames: sequence 04 lacks 1 of 271 scans: 000270" in capfd.readouterr().err
+    found = by_name(checks.cheap(config))["scans"]
+    assert (found.status, found.what) == ("warning", "sequence 04 lacks 1 of 271 scans: 000270")
+    whole = _kitti_world(prepared, tmp_path / "whole", range(271))
+    make_frames(whole)
+    assert "lacks" not in capfd.readouterr().err
+    assert by_name(checks.cheap(whole))["scans"].status == "ok"
+
+
+def test_a_submission_of_a_split_that_is_not_whole_is_a_warning(prepared: Config) -> None:
+    config = finetuning(prepared)
+    for split, status in (("val", "warning"), ("verify", "ok")):
+        wanted = replace(config.evaluation, split=split, submission="predictions")
+        found = by_name(inputs.submission(replace(config, evaluation=wanted)))["submission"]
+        assert found.status == status
+        assert ("it lacks 149 of 150 scenes: " in found.what) == (split == "val")
+    assert list(inputs.submission(config)) == []
