@@ -20,7 +20,7 @@ _JPEG_END = 0xD9
 _JPEG_SCAN = 0xDA
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _BETWEEN_SCANS = frozenset({0xC4, 0xDA, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)})
-_MARKER_IN_PIXELS = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")  # FF 00 is a byte FF, FF D0 to D7 are restarts
+_MARKER_IN_PIXELS = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # FF 00 is a byte FF, FF D0 to D7 are restarts
 
 
 class DamagedImage(ValueError):
