@@ -121,7 +121,7 @@ def run_evaluation(config: Config) -> dict[str, Any]:
     result = evaluate(config)
     if "evaluation" in result:
         page = next(path for path in result["files"] if storage.name_of(path).endswith(".md"))
-        console.print(storage.read_bytes(page).decode(), markup=False)
+        console.print(storage.read_bytes(page, storage.RECORD_BYTES).decode(), markup=False)
         console.print(f"also in {', '.join(result['files'])}")
     if "submission" in result:
         console.print(f"submission -> {result['submission']}")

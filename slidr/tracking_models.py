@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from slidr.config import parse
+from slidr.data import storage
 from slidr.models.weights import load_student, voxel_expectation
 from slidr.tracking import connect
 from slidr.training.segment import Segmenter, build_segmenter
@@ -58,7 +59,7 @@ def load_registered(model: str, uri: str | None = None) -> Segmenter:
     version = _version(connect(uri), model)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(mlflow.artifacts.download_artifacts(version.source, dst_path=scratch, tracking_uri=uri))
-        config = parse((folder / _CONFIG).read_text(), f"{model}: {_CONFIG}")
+        config = parse(storage.read_bytes(folder / _CONFIG, storage.RECORD_BYTES).decode(), f"{model}: {_CONFIG}")
         segmenter, _ = build_segmenter(replace(config, student=replace(config.student, weights=None)))
         load_student(segmenter.student, folder / _WEIGHTS, expect=voxel_expectation(config.data.voxel))
     return segmenter.eval()

@@ -239,7 +239,7 @@ def _log_file(client: Any, run_id: str, path: str) -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder, storage.name_of(path))
-        copy.write_bytes(storage.read_bytes(path))
+        copy.write_bytes(storage.read_bytes(path, storage.WEIGHTS_BYTES))
         client.log_artifact(run_id, str(copy))
 
 

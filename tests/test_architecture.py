@@ -45,6 +45,7 @@ DOORS: dict[str, set[str]] = {
     "nuscenes": {"data/nuscenes"},
     "skimage": {"ops/superpixels"},
     "numba": {"ops/slic_kernels", "ops/superpixels"},
+    "PIL": {"data/images", "data/nuscenes", "data/synthetic/dataroot"},  # nuscenes: to restore its limit of pixels
     "MinkowskiEngine": {"sparse/minkowski"},
     "matplotlib": {"report"},
     "yaml": {"config/yaml_text"},

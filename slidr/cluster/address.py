@@ -8,6 +8,7 @@ import socket
 from pathlib import Path
 
 from slidr.config import ClusterConfig
+from slidr.data import storage
 
 PROBE_S = 5.0  # how long an address may take to accept a connection
 ANSWER_S = 30.0  # and then its control store to answer
@@ -109,8 +110,8 @@ def _address_file() -> str:
 def _noted(file: str) -> str | None:
     """The address in the file that `ray start` leaves; None where there is no such file."""
     try:
-        return Path(file).read_text(errors="replace").strip()
-    except OSError:
+        return storage.read_bytes(file, storage.RECORD_BYTES).decode(errors="replace").strip()
+    except storage.DataError:
         return None
 
 
@@ -142,8 +143,8 @@ def _token() -> str | None:
         return os.environ["RAY_AUTH_TOKEN"]
     path = os.environ.get("RAY_AUTH_TOKEN_PATH") or Path("~/.ray/auth_token").expanduser()
     try:
-        token = Path(path).read_text().strip()
-    except (OSError, ValueError):
+        token = storage.read_bytes(path, storage.RECORD_BYTES).decode().strip()
+    except ValueError:  # a DataError is one
         return None
     return token if token and token.isascii() and token.isprintable() else None
 

@@ -93,7 +93,7 @@ def _set_results_aside(folder: RunFolder) -> None:
     aside = RunFolder(_beside(folder.path))
     for name in RESULT_FILES:
         if storage.exists(folder.file(name)):
-            storage.write_bytes_atomic(aside.file(name), storage.read_bytes(folder.file(name)))
+            storage.write_bytes_atomic(aside.file(name), storage.read_bytes(folder.file(name), storage.TABLE_BYTES))
             storage.delete(folder.file(name))
 
 
