@@ -37,6 +37,7 @@ class SearchTracker:
         self._inside = replace(config, tracking=replace(config.tracking, uri=tracking_uri(config)))
         self._known: dict[str, str] = {}  # run ids by folder, of the runs that this process made or found
         self._parents: list[str] = []  # the runs of the search and of its fractions
+        self._running: list[str] = []  # the runs of jobs that have been started and have not ended
         self._listed: dict[str, dict[str, str]] = {}  # run ids by name, of what the store had below a parent
         self._fresh = False  # the store knows nothing of this search: notes of earlier ids mean nothing
         self._retry_at = 0.0
@@ -56,12 +57,17 @@ class SearchTracker:
         return bool(self.trying(lambda: self._end(job, end, files)))
 
     def close(self, status: str, files: Sequence[str] = ()) -> bool:
-        """Ends the runs of the fractions and of the search; `files` become the search's artifacts."""
+        """Ends the runs of the fractions and of the search; `files` become the search's artifacts.
+
+        Where the search did not finish, the runs of jobs under way end with it.
+        """
         return bool(self.trying(lambda: self._close(status, files)))
 
     def _start(self, job: Job) -> RunHandle:
         config = job_config(self._inside, job)
-        return RunHandle(tracking_uri(self._config), self._run(config, folder_of(config), job))
+        handle = RunHandle(tracking_uri(self._config), self._run(config, folder_of(config), job))
+        self._running.append(handle.run_id)
+        return handle
 
     def _end(self, job: Job, end: End, files: Sequence[str]) -> bool:
         config = job_config(self._inside, job)
@@ -81,6 +87,7 @@ class SearchTracker:
         for path in files:
             client.log_artifact(handle.run_id, path)
         client.set_terminated(handle.run_id, _STATUS[end.status])
+        self._running = [run_id for run_id in self._running if run_id != handle.run_id]
         folder.note(_MIRRORED, f"{parent}/{handle.run_id}")
         return True
 
@@ -90,7 +97,7 @@ class SearchTracker:
         assert self.run_id is not None
         for path in files:
             _log_file(client, self.run_id, path)
-        for run_id in self._parents:
+        for run_id in [*(self._running if status != "FINISHED" else []), *self._parents]:
             client.set_terminated(run_id, status)
         return True
 

@@ -42,12 +42,20 @@ class Store:
     def create_run(self, experiment: str, run_name: str, tags: dict[str, str]) -> Any:
         self.calls["create_run"] += 1
         run_id = f"run-{len(self.runs)}"
-        info = SimpleNamespace(run_id=run_id, run_name=run_name, experiment_id=experiment)
+        info = SimpleNamespace(run_id=run_id, run_name=run_name, experiment_id=experiment, status="RUNNING")
         self.runs[run_id] = SimpleNamespace(info=info, data=SimpleNamespace(params={}, tags=tags))
         if self.broken:
             self.broken = False
             raise ConnectionError("the answer got lost")
         return self.runs[run_id]
+
+    def set_terminated(self, run_id: str, status: str) -> None:
+        self.calls["set_terminated"] += 1
+        self.runs[run_id].info.status = status
+
+    def update_run(self, run_id: str, status: str) -> None:
+        self.calls["update_run"] += 1
+        self.runs[run_id].info.status = status
 
     def get_run(self, run_id: str) -> Any:
         self.calls["get_run"] += 1
@@ -149,3 +157,27 @@ def test_each_record_is_read_once_and_no_folder_is_listed(
     assert [end.score for end in agenda.ends.values()] == [0.1 + index / 100 for index in range(trials)]
     assert len(reads) == trials
     assert set(reads.values()) == {1}
+
+
+def test_an_interrupted_search_leaves_no_run_running_and_takes_them_up_again(store: Store, tmp_path: Path) -> None:
+    def statuses() -> dict[str, str]:
+        return {run.info.run_name.split()[-1]: run.info.status for run in store.runs.values()}
+
+    tracker = SearchTracker(search(tmp_path, 3), {})
+    ended, under_way, waiting = jobs(3)
+    for job in (ended, under_way):
+        tracker.start(job)
+    tracker.end(ended, End("finished", 0.5))
+    tracker.close("KILLED")
+    killed = {"tune-search": "KILLED", "100pct": "KILLED", under_way.name: "KILLED"}
+    assert statuses() == {**killed, ended.name: "FINISHED"}
+
+    again = SearchTracker(search(tmp_path, 3), {})
+    again.start(under_way)
+    assert statuses()[under_way.name] == "RUNNING"
+    again.end(under_way, End("pruned", 0.1))
+    again.close("FINISHED")
+    assert statuses() == {
+        "tune-search": "FINISHED", "100pct": "FINISHED", under_way.name: "KILLED", ended.name: "FINISHED"
+    }  # fmt: skip
+    assert waiting.name not in statuses()
