@@ -112,7 +112,7 @@ def telling_waits_for_a_cpu(
 def _telling(
     missing: Callable[[Sequence[Node]], str | None], advice: str, tell: Callable[[str], None], poll_s: float
 ) -> Iterator[None]:
-    """While the block runs, tells what nodes lack, every `_REMIND_S` seconds: Ray waits for them without a word."""
+    """While the block runs, says what nodes lack, every `_REMIND_S` seconds: Ray waits for them silently."""
     stop = threading.Event()
 
     def watch() -> None:

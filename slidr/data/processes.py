@@ -1,7 +1,7 @@
-"""Which process wrote a file, so that others can find out whether it still runs. Names files, not the data in them.
+"""Which process wrote a file, so that others can find out whether it still runs.
 
-A host name and a process number do not say it: containers may share the first without seeing each other's processes.
-What says it is the kernel's boot, the process namespace, the number and the moment of the start.
+A host name and a process number do not identify a process: containers may share a host name without seeing each
+other's processes. The kernel's boot, the process namespace, the number and the time of the start together do.
 """
 
 from __future__ import annotations

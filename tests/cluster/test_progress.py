@@ -60,7 +60,7 @@ def test_where_there_is_no_terminal_counted_work_is_a_line_now_and_then(
     assert capfd.readouterr().err == ""
 
 
-def test_lines_of_a_journal_that_are_no_records_are_passed_over(
+def test_lines_of_a_journal_that_are_not_records_are_passed_over(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "metrics.jsonl"
