@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 from slidr import tracking_page
-from slidr.tracking import connect
 from slidr.tracking_page import PageError, serve_ui
 
 ROOT = Path(__file__).parents[1]
@@ -69,6 +68,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, script: str) -> list[int]:
         return process
 
     real = subprocess.Popen
+    monkeypatch.setattr(tracking_page, "connect", lambda uri: None)
     monkeypatch.setattr(tracking_page.subprocess, "Popen", popen)
     return started
 
@@ -90,7 +90,6 @@ def test_an_interruption_ends_the_servers_children_too(
         "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
         "print(os.getpid(), child.pid, flush=True)\ntime.sleep(600)"
     )
-    connect(f"sqlite:///{tmp_path}/mlflow.db")  # to make it may take longer than the alarm
     started = stand_in(monkeypatch, script)
     before = signal.signal(signal.SIGALRM, lambda number, frame: (_ for _ in ()).throw(KeyboardInterrupt()))
     try:

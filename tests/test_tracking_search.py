@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from slidr import tracking, tracking_search
-from slidr.config import Config, RunConfig, SpaceConfig, TuneConfig
+from slidr.config import Config, RunConfig, SpaceConfig, TrackingConfig, TuneConfig
 from slidr.data import storage
+from slidr.tracking_errors import TrackingError
 from slidr.tracking_search import SearchTracker
 from slidr.training.runs import folder_of
 from slidr.tuning.agenda import SearchAgenda
@@ -37,16 +38,16 @@ class Store:
         return call
 
     def get_experiment_by_name(self, name: str) -> Any:
-        return SimpleNamespace(experiment_id="1")
+        return SimpleNamespace(experiment_id="1", lifecycle_stage="active")
 
     def create_run(self, experiment: str, run_name: str, tags: dict[str, str]) -> Any:
         self.calls["create_run"] += 1
-        run_id = f"run-{len(self.runs)}"
+        run_id = f"{len(self.runs):032x}"
         info = SimpleNamespace(run_id=run_id, run_name=run_name, experiment_id=experiment, status="RUNNING")
         self.runs[run_id] = SimpleNamespace(info=info, data=SimpleNamespace(params={}, tags=tags))
         if self.broken:
             self.broken = False
-            raise ConnectionError("the answer got lost")
+            raise TrackingError("sqlite:///x", "is away (the answer got lost)", "wait")
         return self.runs[run_id]
 
     def set_terminated(self, run_id: str, status: str) -> None:
@@ -82,6 +83,7 @@ def search(folder: Path, trials: int) -> Config:
     space = SpaceConfig(lr=(1e-3, 1e-1))
     return Config(
         run=RunConfig(folder=str(folder), name="search"),
+        tracking=TrackingConfig(uri="http://127.0.0.1:1"),
         tune=TuneConfig(methods=("random",), fractions=(1.0,), trials=trials, round_size=5, random=space),
     )
 
