@@ -69,7 +69,7 @@ def run_demo(config: Config) -> dict[str, Any]:
     console.print(
         f"scores      {results}\n"
         f"student     {result['student']}  (SLidR's published layout)\n"
-        f"picture     {result['picture']}\n"
+        f"picture     {result.get('picture', 'could not be drawn')}\n"
         f"curves      {sys.argv[0]} ui {sys.argv[2] if len(sys.argv) > 2 else 'configs/demo.yaml'}\n"
         f"next        docs/first-run.md: the same on a real nuScenes keyframe, then on all of nuScenes"
     )
@@ -152,7 +152,9 @@ def _score(config: Config, student: str | None, protocol: Protocol, arm: str, se
 
 
 def _mean_and_spread(values: list[float]) -> str:
-    """Mean ± half the range over the seeds."""
+    """Mean ± half the range over the seeds; of a single seed, which has no range, the value alone."""
+    if len(values) == 1:
+        return f"{values[0]:.1f}"
     return f"{mean(values):.1f} ± {(max(values) - min(values)) / 2:.1f}"
 
 

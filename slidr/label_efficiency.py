@@ -62,7 +62,7 @@ def judged(base: Config, arm: str, student: str | None, protocol: Protocol, prog
     return {
         "rates": best,
         "miou": 100 * scores["miou"],
-        "interval_95_over_frames": [100 * bound for bound in scores["miou_interval_95"]],
+        "interval_95_over_frames": _percent(scores["miou_interval_95"]),
         "absent": scores["absent"],
         "verify": [(rates, 100 * verify[rates]) for rates in ranked],
     }
@@ -99,6 +99,11 @@ def gain(values: Sequence[float], baseline: Sequence[float]) -> dict[str, Any]:
     gains = [value - own for value, own in zip(values, baseline, strict=True)]
     mean, half = interval(gains)
     return {"gain": gains, "mean_gain": mean, "half_width_95": half}
+
+
+def _percent(interval: Sequence[float] | None) -> list[float] | None:
+    """None stays None: too few frames make no interval."""
+    return None if interval is None else [100 * bound for bound in interval]
 
 
 def _scores(config: Config, student: str, split: SplitName) -> dict[str, Any]:

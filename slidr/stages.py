@@ -90,7 +90,9 @@ def run_pretraining(config: Config) -> dict[str, Any]:
     table.add_row("superpixel retrieval", f"{result['retrieval']:.1%}", f"{result['retrieval_untrained']:.1%}")
     table.add_row("validation loss", f"{result['val_loss']:.3f}", "")
     console.print(table)
-    console.print(f"student -> {result['student']}\npicture -> {result['picture']}")
+    console.print(f"student -> {result['student']}")
+    if "picture" in result:
+        console.print(f"picture -> {result['picture']}")
     return result
 
 

@@ -202,3 +202,8 @@ def test_a_summary_has_every_arms_mean_and_its_gain_seed_by_seed(benchmark: Modu
         in lines[2]
     )
     assert lines[-1].startswith("probe: ImageNet teacher over random teacher +11.0 ± 2.5 (+10.0 / +11.0 / +12.0)")
+
+
+def test_too_few_frames_leave_a_judged_student_without_an_interval() -> None:
+    assert label_efficiency._percent(None) is None
+    assert label_efficiency._percent([0.5, 0.75]) == [50.0, 75.0]

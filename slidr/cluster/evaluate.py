@@ -21,8 +21,10 @@ from slidr.data.frames import open_table
 from slidr.data.loading import LocalLoader, ScanSource, require_labels, subset_frames
 from slidr.data.submission import Submission
 from slidr.models.weights import load_student, voxel_expectation, weights_digest
+from slidr.report.pictures import save_picture
 from slidr.report.scores import bar_chart, markdown, scores_of
 from slidr.shapes import Int64
+from slidr.training import norms
 from slidr.training.locks import launching
 from slidr.training.loop import Outcome
 from slidr.training.runs import RunFolder, folder_of, identity
@@ -64,19 +66,25 @@ def evaluation_config(config: Config) -> Config:
     # A sweep's votes stay together, and as many sweeps as fit into the config's validation batch share a pass.
     sweeps = max(1, config.data.val_batch_size // wanted.votes)
     workers = min(config.cluster.min_workers, -(-len(table.select(wanted.split)) // sweeps))
+    again = wanted.reestimate_norms > 0
+    if again:  # the batches are those that training took, whatever the number of workers
+        shares = config.optim.batch_size // config.optim.accumulate
+        workers = max((n for n in range(1, workers + 1) if shares % n == 0), default=workers)
     evaluated = replace(
         config,
         data=replace(
             config.data,
-            train_split=wanted.split,
+            train_split=config.data.train_split if again else wanted.split,
             val_split=wanted.split,
-            train_fraction=1.0,
+            train_fraction=config.data.train_fraction if again else 1.0,
             max_val_frames=None,
             val_batch_size=wanted.votes * sweeps,
         ),
         student=replace(config.student, weights=None, freeze=False),
         # No step is taken; the smallest batch that every worker has a part in fits into any split.
-        optim=replace(config.optim, max_steps=0, accumulate=1, batch_size=max(1, workers)),
+        optim=replace(config.optim, max_steps=0)
+        if again
+        else replace(config.optim, max_steps=0, accumulate=1, batch_size=max(1, workers)),
         evaluation=replace(wanted, checkpoint=path, submission=submission),
         cluster=replace(config.cluster, num_workers=workers),
         run=replace(config.run, resume=True),
@@ -130,7 +138,7 @@ class EvaluateStage:
         return False
 
     def keep(self, task: EvaluateTask, config: Config, folder: RunFolder, outcome: Outcome) -> dict[str, Any]:
-        """Writes the scores as JSON, as a page and as a bar chart, and ends a submission."""
+        """Writes the scores as JSON and as a page, and ends a submission."""
         kept: dict[str, Any] = {"checkpoint": config.evaluation.checkpoint}
         if config.evaluation.submission is not None:
             task.submission().close()
@@ -140,16 +148,28 @@ class EvaluateStage:
         scores = task.scores
         if not scores:
             return kept
-        votes = config.evaluation.votes
-        how = f"{config.data.dataset} {config.evaluation.split}" + (f", {votes} votes a sweep" if votes > 1 else "")
         files = {
             "evaluation.json": json.dumps(scores, indent=2).encode(),
-            "evaluation.md": markdown(scores, how).encode(),
-            "evaluation.png": bar_chart(scores, how),
+            "evaluation.md": markdown(scores, _title(config)).encode(),
         }
         for name, data in files.items():
             storage.write_bytes_atomic(folder.file(name), data)
         return {**kept, "evaluation": scores, "files": [folder.file(name) for name in files]}
+
+    def prepare(
+        self, task: EvaluateTask, config: Config, loader: RayLoader | LocalLoader, device: torch.device
+    ) -> None:
+        """Takes batch norm's statistics again, where that is asked for."""
+        batches = config.evaluation.reestimate_norms
+        if batches > 0:
+            norms.reestimate(task.model, norms.some_batches(loader, batches, config.optim), device)
+
+    def draw(self, task: EvaluateTask, config: Config, folder: RunFolder, result: dict[str, Any]) -> dict[str, Any]:
+        """The scores as a bar chart."""
+        if not task.scores:
+            return {}
+        chart = save_picture(folder.file("evaluation.png"), lambda: bar_chart(task.scores, _title(config)))
+        return {} if chart is None else {"files": [*result["files"], chart]}
 
 
 class EvaluateTask(SegmentTask):
@@ -195,6 +215,12 @@ class EvaluateTask(SegmentTask):
         wanted = self.config.evaluation
         assert wanted.submission is not None
         return Submission(self.config.data.dataset, wanted.submission, wanted.split)
+
+
+def _title(config: Config) -> str:
+    votes, again = config.evaluation.votes, config.evaluation.reestimate_norms
+    title = f"{config.data.dataset} {config.evaluation.split}" + (f", {votes} votes a sweep" if votes > 1 else "")
+    return title + (f", norms taken again over {again} batches" if again > 0 else "")
 
 
 def _check_checkpoint(config: Config) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from slidr.data import storage
 from slidr.data.loading import LocalLoader, ScanSource, require_labels, subset_frames
 from slidr.data.splits import published_fraction
 from slidr.models.export import export_slidr
+from slidr.training import norms
 from slidr.training.checkpoint import CheckpointError, write_weights
 from slidr.training.loop import Outcome
 from slidr.training.runs import RunFolder
@@ -52,14 +54,24 @@ class FinetuneStage:
     def scores(
         self, task: SegmentTask, config: Config, loader: RayLoader | LocalLoader, device: torch.device
     ) -> dict[str, float]:
-        """None besides the last validation's: `slidr evaluate` takes them on the whole split."""
-        return {}
+        """How far batch norm's statistics lag; the validation again where they are taken again."""
+        batches = config.evaluation.reestimate_norms
+        if task.model.frozen:  # its norms keep the statistics that they came with, and the last layer learned on them
+            return {}
+        task.norm_lag = norms.lag(task.model, norms.some_batches(loader, norms.LOOKED_AT, config.optim), device)
+        if batches == 0:
+            return {}
+        norms.reestimate(task.model, norms.some_batches(loader, batches, config.optim), device)
+        return task.validate(loader.validation())
+
+    def prepare(self, task: SegmentTask, config: Config, loader: RayLoader | LocalLoader, device: torch.device) -> None:
+        """Nothing."""
 
     def enough(self, epoch: int, metrics: dict[str, float]) -> bool:
         return False
 
     def keep(self, task: SegmentTask, config: Config, folder: RunFolder, outcome: Outcome) -> dict[str, Any]:
-        """Writes the last and the best student in SLidR's published layout."""
+        """Writes the last and the best student in SLidR's published layout; warns where batch norm lags."""
         kept = keep_last(task, config, folder, outcome)
         best = _best(task, folder)
         if best is not None:
@@ -67,6 +79,9 @@ class FinetuneStage:
             write_weights(kept["best_student"], export_slidr(best["student"], None, best["epoch"], public_dict(config)))
             kept |= {"best_val_miou": best["metrics"]["val_miou"], "best_epoch": best["epoch"]}
         return kept
+
+    def draw(self, task: SegmentTask, config: Config, folder: RunFolder, result: dict[str, Any]) -> dict[str, Any]:
+        return {}
 
 
 def _best(task: SegmentTask, folder: RunFolder) -> dict[str, Any] | None:
@@ -85,8 +100,14 @@ def _best(task: SegmentTask, folder: RunFolder) -> dict[str, Any] | None:
 
 
 def keep_last(task: SegmentTask, config: Config, folder: RunFolder, outcome: Outcome) -> dict[str, Any]:
-    """Writes the last student in SLidR's published layout; returns entries of `result.json`."""
+    """Writes the last student in SLidR's published layout; returns entries of `result.json`.
+
+    Warns where its batch norm's statistics lag behind its weights and were not taken again.
+    """
     path = folder.file("student.pt")
+    found, again = task.norm_lag, config.evaluation.reestimate_norms
+    if found is not None and found.worst > norms.WARN_ABOVE and again == 0:
+        _log.warning("%s", norms.advice(found, config.student.bn_momentum, path))
     write_weights(path, export_slidr(task.state()["student"], None, outcome.epoch, public_dict(config)))
     names, published = labelled_part(config)
     return {
@@ -94,6 +115,8 @@ def keep_last(task: SegmentTask, config: Config, folder: RunFolder, outcome: Out
         "weights": str(task.report) if task.report else "random",
         "labelled": len(names),
         "labelled_as_published": published,
+        "norm_lag": None if found is None else asdict(found),
+        "reestimated_norms": 0 if task.model.frozen else again,
     }
 
 

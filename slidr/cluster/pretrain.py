@@ -10,10 +10,10 @@ from slidr.cluster.loading import RayLoader
 from slidr.cluster.superpixels import folder_of as superpixel_folder
 from slidr.cluster.train import train
 from slidr.config import Config, public_dict
-from slidr.data import storage
 from slidr.data.loading import LocalLoader, PairSource
 from slidr.models.export import export_slidr
 from slidr.report.method import method_figure
+from slidr.report.pictures import save_picture
 from slidr.training.checkpoint import write_weights
 from slidr.training.distill import DistillTask, build_distiller, evaluate_distiller
 from slidr.training.loop import Outcome
@@ -52,14 +52,20 @@ class PretrainStage:
         return False
 
     def keep(self, task: DistillTask, config: Config, folder: RunFolder, outcome: Outcome) -> dict[str, Any]:
-        """Writes the student in SLidR's published layout, and a picture of what both networks see."""
+        """Writes the student in SLidR's published layout."""
         student = {name: value.cpu() for name, value in task.model.student.state_dict().items()}
         teacher = {name: value.cpu() for name, value in task.model.teacher.state_dict().items()}
         path = folder.file("student.pt")
         write_weights(path, export_slidr(student, teacher, outcome.epoch, public_dict(config)))
-        picture = folder.file("method.png")
-        storage.write_bytes_atomic(picture, _picture(task, self.source(config)))
-        return {"student": path, "picture": picture}
+        return {"student": path}
+
+    def prepare(self, task: DistillTask, config: Config, loader: RayLoader | LocalLoader, device: torch.device) -> None:
+        """Nothing."""
+
+    def draw(self, task: DistillTask, config: Config, folder: RunFolder, result: dict[str, Any]) -> dict[str, Any]:
+        """A picture of what both networks see."""
+        picture = save_picture(folder.file("method.png"), lambda: _picture(task, self.source(config)))
+        return {} if picture is None else {"picture": picture}
 
 
 @torch.no_grad()

@@ -56,8 +56,14 @@ class Stage(Protocol):
     ) -> dict[str, float]:
         """The final scores; every worker calls it."""
 
+    def prepare(self, task: Any, config: Config, loader: RayLoader | LocalLoader, device: torch.device) -> None:
+        """What a run of no steps does before its validation; every worker calls it."""
+
     def keep(self, task: Any, config: Config, folder: RunFolder, outcome: Outcome) -> dict[str, Any]:
         """Writes what is to be kept besides checkpoints; returns entries of `result.json`. Rank 0 only."""
+
+    def draw(self, task: Any, config: Config, folder: RunFolder, result: dict[str, Any]) -> dict[str, Any]:
+        """Draws the pictures of a run whose result is kept already; returns entries to add to it. Rank 0 only."""
 
     def enough(self, epoch: int, metrics: dict[str, float]) -> bool:
         """Whether to end training after this epoch; every worker asks, and gets the same answer."""
@@ -137,7 +143,12 @@ def _claim(config: Config, stage: Stage) -> RunFolder:
 
 
 def _run_to_result(config: Config, stage: Stage, folder: RunFolder, run: tracking.RunHandle | None) -> dict[str, Any]:
-    _run_workers(config, stage, run)
+    try:
+        _run_workers(config, stage, run)
+    except TrainingFailed as error:
+        if folder.result() is None:
+            raise
+        _log.warning("%s: the result is kept, but a worker ended while it drew pictures: %s", folder.path, error)
     result = folder.result()
     if result is None:
         raise TrainingFailed(f"{folder.path}: the workers ended without writing result.json")
@@ -304,7 +315,16 @@ def _work(
     task = stage.task(config)
     started = time.time()
     outcome = fit(
-        task, loader, config, folder.checkpoints, device, journal.log, journal.flush, stage.enough, journal.note
+        task,
+        loader,
+        config,
+        folder.checkpoints,
+        device,
+        journal.log,
+        journal.flush,
+        stage.enough,
+        journal.note,
+        lambda: stage.prepare(task, config, loader, device),
     )
     scores = stage.scores(task, config, loader, device)
     if workers.rank() != 0:
@@ -312,18 +332,20 @@ def _work(
     journal.log(outcome.step, scores)
     journal.flush()
     journal.send_slice()  # a longer rest is sent by the driver once there is a result
-    folder.finish(
-        {
-            **outcome.metrics,
-            **scores,
-            **stage.keep(task, config, folder, outcome),
-            "steps": outcome.step,
-            "epochs": outcome.epoch,
-            "seconds": round(time.time() - started, 1),
-            "seed": config.run.seed,
-            "config": identity(config),
-        }
-    )
+    result = {
+        **outcome.metrics,
+        **scores,
+        **stage.keep(task, config, folder, outcome),
+        "steps": outcome.step,
+        "epochs": outcome.epoch,
+        "seconds": round(time.time() - started, 1),
+        "seed": config.run.seed,
+        "config": identity(config),
+    }
+    folder.finish(result)
+    drawn = stage.draw(task, config, folder, result)  # last: no picture may cost a result
+    if drawn:
+        folder.finish({**result, **drawn})
 
 
 def _local_device(config: Config) -> torch.device:

@@ -9,15 +9,18 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import torch
 from ray.exceptions import RayError
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 
 from slidr.cluster.evaluate import EvaluateStage, evaluation_config
 from slidr.cluster.failures import WouldFailAgain
 from slidr.cluster.finetune import FinetuneStage, keep_last
+from slidr.cluster.loading import RayLoader
 from slidr.cluster.train import TrainingFailed, train_untracked
 from slidr.config import Config
 from slidr.data import storage
+from slidr.data.loading import LocalLoader
 from slidr.tracking import JournalError, RunHandle, read_journal
 from slidr.training import locks
 from slidr.training.checkpoint import CheckpointError
@@ -91,6 +94,12 @@ class TrialStage(FinetuneStage):
         if metrics["loss"] > self.max_loss:
             raise Diverged(f"epoch {epoch}: the training loss is {metrics['loss']:.3g}, above {self.max_loss:g}")
         return falls_short(epoch, metrics["val_miou"], self.bounds)
+
+    def scores(
+        self, task: SegmentTask, config: Config, loader: RayLoader | LocalLoader, device: torch.device
+    ) -> dict[str, float]:
+        """The last validation's, unless norms are to be taken again. Nothing says how far they lag: finals do."""
+        return super().scores(task, config, loader, device) if config.evaluation.reestimate_norms else {}
 
     def keep(self, task: SegmentTask, config: Config, folder: RunFolder, outcome: Outcome) -> dict[str, Any]:
         return {}

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import logging
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -19,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from slidr.cluster.executor import run_agenda
-from slidr.cluster.search_records import RESULT_FILES, claim_search, require_same_values, results_folder
+from slidr.cluster.search_records import claim_search, require_same_values, results_folder
 from slidr.cluster.train import with_absolute_paths
 from slidr.config import Config, ConfigError, fingerprint
 from slidr.data import storage
@@ -29,6 +28,7 @@ from slidr.data.loading import ScanSource, train_plan
 from slidr.data.records import read_record
 from slidr.data.storage import DataError
 from slidr.models.weights import weights_digest
+from slidr.report.pictures import save_picture
 from slidr.report.tuning import confusion_chart, course_chart, fractions_chart, rates_chart
 from slidr.tracking import read_journal, tracking_uri
 from slidr.tracking_models import register_student
@@ -43,7 +43,6 @@ from slidr.tuning.table import Ends, finals, groups_of, markdown, reasons, rows,
 
 _FINAL_FILES = ("evaluation.json", "confusion.png", "course.png")
 Tell = Callable[[str], None]
-_log = logging.getLogger(__name__)
 
 
 class SearchFailed(RuntimeError):
@@ -219,10 +218,7 @@ def _pictures(config: Config, job: Job) -> list[str]:
     }
     for name, draw in drawn.items():
         if not storage.exists(folder.file(name)):
-            try:
-                storage.write_bytes_atomic(folder.file(name), draw())
-            except (DataError, LookupError, TypeError, ValueError) as error:
-                _log.warning("%s is not drawn (%s)", folder.file(name), error)
+            save_picture(folder.file(name), draw)
     return existing(folder, _FINAL_FILES)
 
 
@@ -256,16 +252,19 @@ def _write_results(config: Config, ends: Ends) -> dict[str, Any]:
         "table": entries,
     }
     page = markdown(entries, config)
-    contents = (
-        sink.getvalue(),
-        json.dumps(outcome, indent=2).encode(),
-        page.encode(),
-        rates_chart(found, config.data.val_split),
-        fractions_chart(entries, tune.final_split),
-    )
-    files = [folder.file(name) for name in RESULT_FILES]
-    for file, data in zip(files, contents, strict=True):
-        storage.write_bytes_atomic(file, data)
+    tables = {
+        "trials.parquet": sink.getvalue(),
+        "table.json": json.dumps(outcome, indent=2).encode(),
+        "table.md": page.encode(),
+    }
+    for name, data in tables.items():
+        storage.write_bytes_atomic(folder.file(name), data)
+    charts = {
+        "rates.png": lambda: rates_chart(found, config.data.val_split),
+        "fractions.png": lambda: fractions_chart(entries, tune.final_split),
+    }
+    drawn = [save_picture(folder.file(name), draw) for name, draw in charts.items()]
+    files = [*(folder.file(name) for name in tables), *(path for path in drawn if path is not None)]
     return {**outcome, "files": files, "page": page}
 
 

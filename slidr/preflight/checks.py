@@ -45,6 +45,7 @@ def cheap(config: Config | None, stage: Stage | None = None) -> list[Finding]:
             findings += inputs.submission(config)
         findings.append(inputs.data_root(config, inputs.FEW, needs))
         if needs == inputs.PRETRAINING:
+            findings.append(inputs.pairs(config, inputs.FEW))
             findings.append(inputs.superpixels(config, inputs.FEW, needed=stage is not None))
     findings += [*outputs.disk(config, stage), *outputs.folders(config, stage)]
     return [*findings, outputs.tracking_server(config, stage)] if runs_network else findings
@@ -58,6 +59,7 @@ def thorough(config: Config) -> list[Finding]:
     needs = inputs.needs_of(config)
     findings += [inputs.data_root(config, inputs.MANY, needs), inputs.listing(config, needs)]
     if needs == inputs.PRETRAINING:
+        findings.append(inputs.pairs(config, inputs.MANY))
         maps = inputs.all_superpixels(config)
         if maps.status == "warning" and any(f.status == "error" for f in outputs.folders(config, "superpixels")):
             maps = replace(

@@ -24,6 +24,7 @@ from slidr.data.storage import DataError
 from slidr.models.download import whereabouts
 from slidr.models.files import WeightsError
 from slidr.models.teachers import TEACHERS
+from slidr.ops.pairing import pair_points
 from slidr.preflight.findings import Finding, Stage
 from slidr.preflight.plan import images_to_cut, job_of
 from slidr.types import Camera, Frame
@@ -212,6 +213,42 @@ def data_root(config: Config, count: int, needs: Needs) -> Finding:
     if needs == SUPERPIXELS and len(problems) < len(found):
         return Finding("data root", "warning", text, "copy these files again; the others are done meanwhile")
     return Finding("data root", "error", text, "is data.root this table's data set? Else copy the files again")
+
+
+def pairs(config: Config, count: int) -> Finding:
+    """The cameras of some keyframes see points: those at most `count` of both splits make pairs.
+
+    A camera that sees none in any of them is a warning; where none of them sees any, as with another unit of length or
+    a mirrored extrinsic, it is an error.
+    """
+    tables, data = _tables(config, PRETRAINING), config.data
+    frames = [table[i] for table in tables for i in spread(len(table), count // len(tables)).tolist()]
+    chosen = list({frame.token: frame for frame in frames}.values())
+    seen: dict[str, list[int]] = {channel: [] for channel in data.cameras}
+    looked: list[str] = []
+    for frame in chosen:
+        cameras = [camera for camera in frame.cameras if camera.channel in data.cameras]
+        try:
+            found = pair_points(read_cloud(frame, data)[0], cameras, data.min_depth)
+        except DataError:  # `data_root` names it
+            continue
+        looked.append(frame.token)
+        for number, camera in enumerate(cameras):
+            seen[camera.channel].append(int((found.camera_index == number).sum()))
+    if not looked:
+        return Finding("pairs", "warning", "no keyframe could be read to count them", "see the data root's line")
+    text = f"points seen in {len(looked)} keyframes: " + ", ".join(f"{name} {sum(n)}" for name, n in seen.items() if n)
+    step = (
+        "are the poses in metres, camera_from_lidar with z forward, the intrinsics in pixels of these images? See also "
+        "data.min_depth and data.cameras"
+    )
+    if not any(map(sum, seen.values())):
+        shown = ", ".join(looked[:_SHOWN]) + _and_more(looked)
+        return Finding("pairs", "error", f"no camera sees a point of keyframes {shown}; {text}", step)
+    blind = [name for name, numbers in seen.items() if numbers and not any(numbers)]
+    if blind:
+        return Finding("pairs", "warning", f"{', '.join(blind)} sees no point; {text}", step)
+    return Finding("pairs", "ok", text)
 
 
 def listing(config: Config, needs: Needs) -> Finding:

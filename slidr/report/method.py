@@ -63,8 +63,10 @@ class _Projection:
 
     def __init__(self, features: Tensor) -> None:
         self.centre = features.mean(0)
-        _, _, axes = torch.linalg.svd(features - self.centre, full_matrices=False)
-        self.axes = axes[:3].T
+        _, _, found = torch.linalg.svd(features - self.centre, full_matrices=False)
+        # Fewer than three features or channels have fewer axes; the colours of the others stay 0.
+        self.axes = features.new_zeros(features.shape[1], 3)
+        self.axes[:, : min(3, len(found))] = found[:3].T
         values = (features - self.centre) @ self.axes
         self.low, self.high = torch.quantile(values, torch.tensor([0.02, 0.98]), dim=0)
 

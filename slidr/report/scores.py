@@ -12,7 +12,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from slidr.metrics import ConfusionMatrix, bootstrap_interval
+from slidr.metrics import LEAST_FRAMES, ConfusionMatrix, bootstrap_interval
 from slidr.shapes import Int64
 
 Scores = dict[str, Any]
@@ -29,12 +29,16 @@ def scores_of(
 
     Classes in neither truth nor prediction have no IoU (null), are left out of the mean, and listed. The interval
     of mIoU is a 95 % percentile bootstrap over frames; frames of one scene resemble each other, so over scenes it
-    would be wider.
+    would be wider. Fewer than `LEAST_FRAMES` frames with labelled points make none (null), and "why_no_interval" says
+    so.
     """
-    low, high = bootstrap_interval(frames, seed, draws=draws)
+    counted = int((frames.sum((1, 2)) > 0).sum())
+    few = counted < LEAST_FRAMES
+    why = f"{counted} frames with labelled points; an interval takes at least {LEAST_FRAMES}" if few else None
     return {
         **_summary(frames.sum(0), classes),
-        "miou_interval_95": [_plain(low), _plain(high)],
+        "miou_interval_95": None if few else [_plain(v) for v in bootstrap_interval(frames, seed, draws=draws)],
+        "why_no_interval": why,
         "frames": len(frames),
         "confusion": frames.sum(0).tolist(),  # points by (truth, prediction), class 0 the ignored one
         "by_distance": {name: _summary(counts, classes) for name, counts in bands.items()},
@@ -43,7 +47,6 @@ def scores_of(
 
 def markdown(scores: Scores, title: str) -> str:
     """The scores as a page: the summary, then every class, overall and by distance."""
-    low, high = scores["miou_interval_95"]
     bands: dict[str, Scores] = scores["by_distance"]
     lines = [
         f"# {title}",
@@ -60,7 +63,7 @@ def markdown(scores: Scores, title: str) -> str:
         ),
         f"| labelled points | {scores['points']:,} | " + " | ".join(f"{b['points']:,}" for b in bands.values()) + " |",
         "",
-        f"mIoU lies within {_percent(low)} and {_percent(high)} (95 % bootstrap over {scores['frames']:,} frames).",
+        _interval(scores),
         f"In neither truth nor prediction, and left out of the mean: {', '.join(scores['absent']) or 'no class'}.",
         "",
         "| IoU | all | " + " | ".join(bands) + " |",
@@ -84,9 +87,11 @@ def bar_chart(scores: Scores, title: str) -> bytes:
     for row, name in enumerate(names):
         axes.text(100 * present[name] + 1, row, f"{100 * present[name]:.1f}", va="center", fontsize=8)
     if scores["miou"] is not None:
-        low, high = scores["miou_interval_95"]
-        label = f"mIoU {100 * scores['miou']:.1f}, 95 % within {100 * low:.1f} to {100 * high:.1f}"
-        axes.axvspan(100 * low, 100 * high, color="#cc6677", alpha=0.25, linewidth=0)
+        label = f"mIoU {100 * scores['miou']:.1f}"
+        if scores["miou_interval_95"] is not None:
+            low, high = scores["miou_interval_95"]
+            label += f", 95 % within {100 * low:.1f} to {100 * high:.1f}"
+            axes.axvspan(100 * low, 100 * high, color="#cc6677", alpha=0.25, linewidth=0)
         axes.axvline(100 * scores["miou"], color="#cc6677", label=label)
         axes.legend(loc="lower right", fontsize=8)
     axes.set_xlim(0, 108)
@@ -95,6 +100,13 @@ def bar_chart(scores: Scores, title: str) -> bytes:
     data = io.BytesIO()
     FigureCanvasAgg(figure).print_png(data)
     return data.getvalue()
+
+
+def _interval(scores: Scores) -> str:
+    if scores["miou_interval_95"] is None:
+        return f"mIoU has no interval here: {scores['why_no_interval']}."
+    low, high = scores["miou_interval_95"]
+    return f"mIoU lies within {_percent(low)} and {_percent(high)} (95 % bootstrap over {scores['frames']:,} frames)."
 
 
 def _summary(counts: Int64[np.ndarray, "K K"], classes: Sequence[str]) -> Scores:

@@ -49,7 +49,7 @@ def fractions_chart(entries: Sequence[Mapping[str, Any]], split: str) -> bytes:
         if not own:
             continue
         places = [100 * entry["fraction"] for entry in own]
-        halves = [100 * (entry["half_width_95"] or 0.0) for entry in own]
+        halves = [100 * (entry["half_width_95"] or 0.0) for entry in own]  # 0: hidden behind its marker
         axes.errorbar(
             places, [100 * e["mean"] for e in own], yerr=halves, color=colour, marker="o", capsize=3, label=method
         )

@@ -86,6 +86,29 @@ def distill_loss(
     return loss, extra
 
 
+def evidence_of(batch: PairBatch, config: LossConfig) -> int:
+    """How many rows of a batch the loss contrasts: superpixels with enough points, or pairs.
+
+    A single row has nothing to be told apart from, unless other workers' rows are negatives too: it counts as none.
+    """
+    rows = len(batch.point_index)
+    if config.names == ("superpixel_info_nce",):
+        image, row, column = batch.pixel_index.unbind(1)
+        segments = int(batch.superpixels.max()) + 1 if rows else 1
+        counts = torch.bincount(batch.superpixels[image, row, column] + image * segments)
+        rows = int((counts >= config.min_points).sum())
+    return rows if rows > 1 or config.gather_negatives else 0
+
+
+def no_pairs(frames: str) -> str:
+    """The error for batches in which no camera sees enough points."""
+    return (
+        f"no camera sees points that make pairs (frames {frames}), so there is nothing to learn from. Are the poses "
+        f"and intrinsics in the frame table metres, pixels and camera_from_lidar, z forward? Look at data.min_depth, "
+        f"data.cameras and loss.min_points, too; slidr doctor CONFIG counts the points that each camera sees"
+    )
+
+
 class DistillTask:
     """Image-to-lidar distillation, for the trainer skeleton."""
 
@@ -108,6 +131,12 @@ class DistillTask:
     def loss(self, outputs: Any, batch: PairBatch) -> tuple[Tensor, dict[str, float]]:
         return distill_loss(outputs, batch, self.config.loss)
 
+    def evidence(self, batch: PairBatch) -> int:
+        return evidence_of(batch, self.config.loss)
+
+    def nothing_to_learn(self, frames: str) -> str:
+        return no_pairs(frames)
+
     def validate(self, batches: Iterable[PairBatch]) -> dict[str, float]:
         """Validation loss (mean over batches) and superpixel retrieval, over the batches of all workers."""
         device = next(self.model.parameters()).device
@@ -129,10 +158,13 @@ def evaluate_distiller(
     """Loss and superpixel retrieval of held-out batches, merged over the workers.
 
     Retrieval is the share of superpixels whose student mean is nearer (cosine) to its own teacher mean than to
-    that of any other superpixel of its image. Negatives stay within a batch, whatever the number of workers.
+    that of any other superpixel of its image. Negatives stay within a batch, whatever the number of workers. Batches
+    without anything to contrast are left out of the loss. Raises `ConfigError`, on every worker, where all are so: a
+    loss of 0 would be the best.
     """
     model.eval()
     sums = {"loss": 0.0, "batches": 0.0, "hits": 0.0, "superpixels": 0.0}
+    tokens: list[str] = []
     alone = LossConfig(**{**vars(config), "gather_negatives": False})
     for batch in batches:
         batch = batch.to(device)
@@ -142,10 +174,14 @@ def evaluate_distiller(
         rows, maps = outputs
         means = superpixel_means(rows, maps, batch.superpixels, batch.point_index, batch.pixel_index, config.min_points)
         hits, total = superpixel_retrieval(means.student_means, means.teacher_means, means.image_of_superpixel)
-        for name, value in zip(sums, (float(loss), 1, hits, total), strict=True):
+        counts = evidence_of(batch, alone) > 0
+        for name, value in zip(sums, (float(loss) * counts, counts, hits, total), strict=True):
             sums[name] += value
+        tokens += batch.tokens
     sums = workers.sum_over_workers(sums, device)
+    if sums["batches"] == 0:
+        raise ConfigError(f"data.val_split: {no_pairs(', '.join(tokens[:4]) or 'of other workers')}")
     return {
-        "val_loss": sums["loss"] / max(sums["batches"], 1),
+        "val_loss": sums["loss"] / sums["batches"],
         "val_retrieval": sums["hits"] / max(sums["superpixels"], 1),
     }

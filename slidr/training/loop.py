@@ -11,7 +11,7 @@ import logging
 import math
 import resource
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -30,6 +30,8 @@ from slidr.training.optim import (
 )
 from slidr.training.schema import Expected
 
+EMPTY_STEPS = 10  # steps in a row that may have nothing to learn from
+_NAMED_FRAMES = 4
 _log = logging.getLogger(__name__)
 _DTYPES: dict[Precision, torch.dtype] = {
     "float32": torch.float32,
@@ -53,6 +55,12 @@ class Task(Protocol):
 
     def loss(self, outputs: Any, batch: Any) -> tuple[Tensor, dict[str, float]]:
         """The loss of one micro-batch, differentiable, and what else is worth logging."""
+
+    def evidence(self, batch: Any) -> int:
+        """How much of a micro-batch the loss learns from: superpixels, pairs, labelled voxels; 0: its loss is empty."""
+
+    def nothing_to_learn(self, frames: str) -> str:
+        """The error for batches without evidence; `frames` names some of their frames."""
 
     def validate(self, batches: Iterable[Any]) -> dict[str, float]:
         """Metrics over the validation data of all workers; every worker calls it."""
@@ -89,6 +97,10 @@ class Diverged(RuntimeError):
     """The loss is no longer a finite number, or no longer a sensible one."""
 
 
+class NothingToLearn(RuntimeError):
+    """Batches in a row hold nothing that the loss learns from, so its 0 says nothing; the message names frames."""
+
+
 class OutOfMemory(RuntimeError):
     """A batch does not fit into the GPU's memory; the message names the keys that make it smaller."""
 
@@ -122,6 +134,7 @@ def fit(
     flush: Callable[[], None] = lambda: None,
     enough: Callable[[int, dict[str, float]], bool] = lambda epoch, metrics: False,
     note: Callable[[str], None] = lambda text: None,
+    prepare: Callable[[], None] = lambda: None,
 ) -> Outcome:
     """Trains `task` to the end of `config.optim`, from the newest checkpoint in the folder if there is one.
 
@@ -129,14 +142,17 @@ def fit(
     checkpoint must outlast a kill as the checkpoint does. `note(text)` tells the user, on rank 0, from which step a
     resumed run goes on. `enough(epoch, metrics)` is asked on every rank, with the
     same metrics (the validation's, and "loss", the last training step's), whenever an epoch was validated: true ends
-    training there. Raises `Diverged` when a loss is NaN or infinite, before that step changes any weight, and
-    `OutOfMemory` when a batch does not fit into the GPU's memory.
+    training there. `prepare()` is called on every rank before a run of no steps is validated. Raises `Diverged` when a
+    loss is NaN or infinite, before that step changes any weight, `OutOfMemory` when a batch does not fit into the GPU's
+    memory, and `NothingToLearn` where `EMPTY_STEPS` steps in a row, or all of a shorter run, have no evidence on any
+    worker.
     """
     run = _Run(task, loader, config, checkpoints, device, flush)
     if run.step and workers.rank() == 0:
         note(f"{checkpoints.path}: going on from step {run.step}")
     log_every, checkpoint_every = config.run.log_every, config.run.checkpoint_every
     if run.step >= run.last_step and not run.metrics:
+        prepare()
         run.validate()
     batches = iter(loader.train(run.step, run.last_step))
     meter = _Meter(config.optim.batch_size)
@@ -145,6 +161,7 @@ def fit(
     while run.step < run.last_step and not ended:
         with _fitting(device, f"step {run.step + 1}", _smaller_steps(config.optim)):
             values = run.train_step(batches, meter)
+        run.require_evidence()
         ends_epoch = run.step % loader.steps_per_epoch == 0 or run.step == run.last_step
         if run.step % log_every == 0 or ends_epoch:
             values = workers.mean_over_workers(values, device)
@@ -186,6 +203,7 @@ class _Run:
         self.precision = _DTYPES[config.optim.precision]
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == torch.float16)
         self._resume()
+        self.evidence = _Evidence(self.step)
         self.model = _wrap(workers.synchronise_batch_norm(task.model, device), device)
 
     @property
@@ -212,6 +230,7 @@ class _Run:
                 with torch.autocast(self.device.type, self.precision, self.precision != torch.float32):
                     outputs = self.model(batch)
                 loss, extra = self.task.loss(outputs, batch)
+                self.evidence.add(self.task.evidence(batch), getattr(batch, "tokens", ()))
                 for name, value in {"loss": float(loss.detach()), **extra}.items():
                     total[name] = total.get(name, 0.0) + value / accumulate
                 if not math.isfinite(total["loss"]):
@@ -225,6 +244,22 @@ class _Run:
         self.step += 1
         meter.steps += 1
         return {**total, "lr": rate}
+
+    def require_evidence(self) -> None:
+        """Raises `NothingToLearn`, on every rank at the same step, where no worker had anything to learn from.
+
+        A single step may have nothing: random crops and cuboids can leave a small frame without a pair.
+        """
+        seen = self.evidence
+        seen.steps += 1
+        is_whole_run = seen.since == 0 and self.step == self.last_step
+        if seen.steps < EMPTY_STEPS and not is_whole_run:
+            return
+        if workers.sum_over_workers({"evidence": float(seen.count)}, self.device)["evidence"] == 0:
+            first, shown = self.step - seen.steps + 1, ", ".join(dict.fromkeys(seen.tokens)) or "of other workers"
+            where = f"steps {first} to {self.step}" if seen.steps > 1 else f"step {self.step}"
+            raise NothingToLearn(f"{where}: {self.task.nothing_to_learn(shown)}")
+        self.evidence = _Evidence(None)
 
     def validate(self) -> bool:
         """Takes new validation metrics; true when they are the best so far."""
@@ -292,6 +327,18 @@ def _wrap(model: nn.Module, device: torch.device) -> nn.Module:
 def _step_seed(seed: int, step: int) -> int:
     """A seed for every (seed, step, rank). The generators take 64 bits: large ones wrap around."""
     return (seed * 1_000_003 + step * workers.world_size() + workers.rank()) % 2**64
+
+
+class _Evidence:
+    """What this worker's steps since `since` (None: since a step that is not the run's first) had to learn from."""
+
+    def __init__(self, since: int | None) -> None:
+        self.since, self.steps, self.count = since, 0, 0
+        self.tokens: list[str] = []
+
+    def add(self, count: int, tokens: Sequence[str]) -> None:
+        self.count += count
+        self.tokens = [*self.tokens, *tokens][:_NAMED_FRAMES]
 
 
 class _Meter:

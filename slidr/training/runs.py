@@ -137,7 +137,7 @@ def _shaping(config: Config) -> Config:
         tune=TuneConfig(),
         world=WorldConfig(),
         demo=DemoConfig(),
-        evaluation=EvaluationConfig(),
+        evaluation=EvaluationConfig(reestimate_norms=config.evaluation.reestimate_norms),
     )
 
 

@@ -18,6 +18,7 @@ from slidr.models.students import build_student, student_rows
 from slidr.models.weights import LoadReport, load_student, voxel_expectation
 from slidr.shapes import Float, Int64
 from slidr.training import workers
+from slidr.training.norms import NormLag
 from slidr.types import ScanBatch
 
 HEAD = "final."  # the last layer's parameters, in every student
@@ -102,6 +103,7 @@ class SegmentTask:
         self.segmenter, self.report = build_segmenter(config)
         self.classes = CLASSES[config.data.dataset]
         weights = config.loss.class_weights
+        self.norm_lag: NormLag | None = None  # of the last student, once it was measured
         self._class_weights = None if weights is None else torch.tensor(weights)
 
     @property
@@ -123,6 +125,17 @@ class SegmentTask:
         if weights is not None:
             weights = weights.to(outputs.device)
         return cross_entropy_lovasz(outputs, batch.voxel_labels, class_weights=weights), {}
+
+    def evidence(self, batch: ScanBatch) -> int:
+        """Voxels with a label that counts."""
+        return int((batch.voxel_labels != 0).sum())
+
+    def nothing_to_learn(self, frames: str) -> str:
+        data = self.config.data
+        return (
+            f"no point of {data.train_split} has a label other than the ignored one (frames {frames}); do the labels "
+            f"in {data.root} belong to {data.dataset}?"
+        )
 
     @torch.no_grad()
     def validate(self, batches: Iterable[ScanBatch]) -> dict[str, float]:

@@ -133,9 +133,9 @@ def markdown(entries: Sequence[Row], config: Config) -> str:
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
     lines += [
         "",
-        f"Mean over {tune.seeds} seeds of the winner retrained on {tune.final_train_split}, ± half a 95 % interval "
-        f"(Student's t over the seeds). Winners were chosen on {data.val_split}{_part(data.max_val_frames)} after "
-        f"training on {data.train_split}; {tune.final_split} was read for this table only.",
+        f"{_spread(tune.seeds, tune.final_train_split)} Winners were chosen on {data.val_split}"
+        f"{_part(data.max_val_frames)} after training on {data.train_split}; {tune.final_split} was read for this "
+        f"table only.",
         "",
         f"| labels | method | chosen | mIoU on {data.val_split} | trials: finished, pruned, failed | each seed |",
         "|---|---|---|---:|---|---|",
@@ -155,6 +155,15 @@ def markdown(entries: Sequence[Row], config: Config) -> str:
         for reason in entry["failed_finals"]:
             lines += ["", f"{where}: a final failed ({reason})."]
     return "\n".join(lines) + "\n"
+
+
+def _spread(seeds: int, split: str) -> str:
+    if seeds == 1:
+        return f"One retraining of the winner on {split}; a single seed has no interval."
+    return (
+        f"Mean over {seeds} seeds of the winner retrained on {split}, ± half a 95 % interval (Student's t over the "
+        f"seeds)."
+    )
 
 
 def _part(frames: int | None) -> str:

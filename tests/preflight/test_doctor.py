@@ -112,9 +112,9 @@ def test_superpixels_are_cut_where_nothing_could_be_trained(
 def test_the_look_around_opens_a_handful_of_files_however_large_the_table(
     prepared: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened: list[object] = []
+    opened: set[object] = set()
     real = inputs.storage.read_bytes
-    monkeypatch.setattr(inputs.storage, "read_bytes", lambda path, *limit: opened.append(path) or real(path, *limit))
+    monkeypatch.setattr(inputs.storage, "read_bytes", lambda path, *limit: opened.add(path) or real(path, *limit))
     checks.cheap(prepared, "pretrain")
     assert 0 < len([path for path in opened if "samples" in str(path)]) <= inputs.FEW * 7
     assert doctor.cheap is checks.cheap

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -46,6 +48,18 @@ def test_the_picture_shows_the_students_features() -> None:
     # Only the student's panels change: the middle and the right one of the lower row.
     assert changed[:, 0].min() > one.shape[0] * 0.45
     assert changed[:, 1].min() > one.shape[1] * 0.3
+
+
+@pytest.mark.parametrize("channels", [1, 2, 8])
+@pytest.mark.parametrize("superpixels", [1, 2])
+def test_fewer_channels_or_superpixels_than_colours_are_drawn_too(channels: int, superpixels: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    batch = _batch()
+    batch = replace(batch, superpixels=batch.superpixels.clamp_max(superpixels - 1)[:1], images=batch.images[:1])
+    batch = replace(batch, pixel_index=batch.pixel_index * torch.tensor([0, 1, 1]))
+    maps = UpsampledMap(torch.randn(1, channels, 4, 6, generator=generator), (16, 24), (16, 24))
+    rows = torch.nn.functional.normalize(torch.randn(40, channels, generator=generator), dim=1)
+    assert method_figure(batch, rows, maps).startswith(b"\x89PNG")
 
 
 def test_equal_features_of_both_networks_have_equal_colours() -> None:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from slidr.config import Config, OptimConfig, RunConfig
 from slidr.data import storage
 from slidr.data.processes import own_mark
 from slidr.training.checkpoint import CheckpointError, CheckpointFolder
-from slidr.training.loop import Diverged, Outcome, OutOfMemory, fit
+from slidr.training.loop import EMPTY_STEPS, Diverged, NothingToLearn, Outcome, OutOfMemory, fit
 
 CPU = torch.device("cpu")
 STEPS_PER_EPOCH = 5
@@ -25,9 +27,11 @@ STEPS_PER_EPOCH = 5
 @dataclass(frozen=True)
 class Batch:
     x: Tensor
+    tokens: tuple[str, ...] = ()
+    teaches: bool = True
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
-        return Batch(self.x.to(device))
+        return replace(self, x=self.x.to(device))
 
 
 class Numbers:
@@ -35,8 +39,10 @@ class Numbers:
 
     steps_per_epoch = STEPS_PER_EPOCH
 
-    def __init__(self, poison: int | None = None, stop: int | None = None) -> None:
-        self.poison, self.stop = poison, stop
+    def __init__(
+        self, poison: int | None = None, stop: int | None = None, empty: Callable[[int], bool] = lambda step: False
+    ) -> None:
+        self.poison, self.stop, self.empty = poison, stop, empty
         self.served: list[int] = []
 
     def train(self, first_step: int, last_step: int) -> Iterator[Batch]:
@@ -45,7 +51,7 @@ class Numbers:
                 raise KeyboardInterrupt
             self.served.append(step)
             x = torch.randn(8, 3, generator=torch.Generator().manual_seed(step))
-            yield Batch(x * float("nan") if step == self.poison else x)
+            yield Batch(x * float("nan") if step == self.poison else x, (f"frame-{step}",), not self.empty(step))
 
     def validation(self) -> Iterable[Batch]:
         return [Batch(torch.ones(2, 3))]
@@ -69,6 +75,12 @@ class Regression:
     def loss(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         target = batch.x @ torch.tensor([[1.0], [2.0], [3.0]])
         return (outputs - target).square().mean(), {"outputs": float(outputs.detach().mean())}
+
+    def evidence(self, batch: Batch) -> int:
+        return len(batch.x) * batch.teaches
+
+    def nothing_to_learn(self, frames: str) -> str:
+        return f"empty batches ({frames})"
 
     def validate(self, batches: Iterable[Batch]) -> dict[str, float]:
         self.model.eval()
@@ -277,3 +289,65 @@ def test_max_steps_ends_a_run_within_an_epoch_with_a_validation(tmp_path: Path) 
     outcome, _, logged = run(tmp_path, config=config)
     assert outcome.step == 7
     assert "val_loss" in logged[7]
+
+
+# ------------------------------------------------------------------------------------------- nothing to learn from
+
+
+def _long(**optim: Any) -> Config:
+    return replace(CONFIG, optim=replace(CONFIG.optim, epochs=10, **optim))
+
+
+def test_ten_steps_in_a_row_without_anything_to_learn_end_a_run_and_name_frames(tmp_path: Path) -> None:
+    assert EMPTY_STEPS == 10
+    with pytest.raises(NothingToLearn, match=r"^steps 1 to 10: empty batches \(frame-0, frame-1, frame-2, frame-3\)$"):
+        run(tmp_path / "from the start", Numbers(empty=lambda step: True), _long())
+    with pytest.raises(NothingToLearn, match=r"^steps 21 to 30: empty batches \(frame-20, "):
+        run(tmp_path / "from step 21", Numbers(empty=lambda step: step >= 20), _long())
+
+
+def test_some_steps_without_anything_to_learn_end_nothing(tmp_path: Path) -> None:
+    outcome, _, _ = run(tmp_path, Numbers(empty=lambda step: step % 10 != 3), _long())
+    assert outcome.step == 50
+
+
+def test_a_short_run_without_anything_to_learn_fails_at_its_end_and_is_not_validated(tmp_path: Path) -> None:
+    with pytest.raises(NothingToLearn, match=r"^steps 1 to 3: "):
+        run(tmp_path, Numbers(empty=lambda step: True), _long(max_steps=3))
+    outcome, _, _ = run(tmp_path / "one", Numbers(empty=lambda step: step != 1), _long(max_steps=3))
+    assert outcome.step == 3
+
+
+def test_the_last_steps_of_a_resumed_run_may_have_nothing(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, Numbers(stop=14))
+    outcome, _, _ = run(tmp_path, Numbers(empty=lambda step: step >= 12))
+    assert outcome.step == 15
+
+
+def test_a_seed_of_many_digits_trains_and_resumes(tmp_path: Path) -> None:
+    config = replace(CONFIG, run=replace(CONFIG.run, seed=2**63 - 1))
+    _, straight, _ = run(tmp_path / "straight", config=config)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "broken", Numbers(stop=7), config)
+    _, resumed, _ = run(tmp_path / "broken", config=config)
+    for name, value in straight.state()["student"].items():
+        assert torch.equal(value, resumed.state()["student"][name])
+
+
+def _blind_process(rank: int, folder: str) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", GLOO_SOCKET_IFNAME="lo")
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    # One worker alone sees something in the first ten steps; none does in the next.
+    loader = Numbers(empty=lambda step: rank == 0 or step >= 10)
+    try:
+        run(Path(folder, "run"), loader, _long())
+    except NothingToLearn as error:
+        Path(folder, f"{rank}.txt").write_text(str(error))
+    dist.destroy_process_group()
+
+
+def test_all_workers_end_at_the_same_step_and_only_where_none_has_anything(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_blind_process, (str(tmp_path),), nprocs=2)
+    for rank in (0, 1):
+        assert (tmp_path / f"{rank}.txt").read_text().startswith("steps 11 to 20: empty batches (frame-10, ")
