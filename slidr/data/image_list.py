@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from operator import eq
 from typing import Any, overload
 
@@ -16,6 +17,7 @@ from slidr.data.storage import DataError
 from slidr.shapes import Int64
 
 _AT_ONCE = 4096  # images that are Python objects at a time
+_MADE_AT_ONCE = 65_536  # images whose columns are made together
 _NAMED = 5  # images that a message names
 
 SCHEMA = pa.schema([("token", pa.string()), ("path", pa.string()), ("width", pa.int32()), ("height", pa.int32())])
@@ -40,9 +42,11 @@ class ImageList(Sequence[ImageRef]):
     @classmethod
     def of(cls, images: Iterable[ImageRef]) -> ImageList:
         """The list of these images."""
-        rows = [(image.token, image.path, image.width, image.height) for image in images]
-        columns = zip(*rows, strict=True) if rows else [()] * len(SCHEMA)
-        return cls(pa.table(list(map(list, columns)), schema=SCHEMA))
+        stream, parts = iter(images), [SCHEMA.empty_table()]
+        while some := list(islice(stream, _MADE_AT_ONCE)):
+            columns = ([getattr(image, name) for image in some] for name in SCHEMA.names)
+            parts.append(pa.table(list(columns), schema=SCHEMA))
+        return cls(pa.concat_tables(parts).combine_chunks())
 
     def __len__(self) -> int:
         return self.table.num_rows
