@@ -19,7 +19,9 @@ from slidr.config import Config
 from slidr.data import images as files
 from slidr.data import storage
 from slidr.data.frames import FrameTable
+from slidr.data.label_maps import map_path
 from slidr.data.loading import PairSource, ScanSource, subset_frames
+from slidr.data.samples import read_camera
 from slidr.ops.superpixels import slic
 from slidr.planning.costs import CostName, UnitCost
 from slidr.planning.estimate import TrainingName, train_setting
@@ -99,12 +101,12 @@ def _superpixels(frames: list[Frame], config: Config, folder: str) -> tuple[floa
     seconds, sizes, pixels = [], [], []
     wanted = config.superpixels
     for camera in (c for frame in frames for c in frame.cameras if c.channel in config.data.cameras):
-        image = files.read_image(storage.safe_join(config.data.root, camera.image_path))
+        image = read_camera(camera, config.data)
         start = time.process_time()
         labels = slic(image, wanted.segments, wanted.compactness, wanted.sigma, wanted.engine)
         seconds.append(time.process_time() - start)
         encoded = files.encode_label_map(labels)
-        storage.write_bytes_atomic(storage.safe_join(folder, f"{camera.token}.png"), encoded)
+        storage.write_bytes_atomic(map_path(folder, camera.token), encoded)
         sizes.append(len(encoded))
         pixels.append(camera.width * camera.height)
     return statistics.median(seconds), statistics.median(sizes), int(statistics.median(pixels))
