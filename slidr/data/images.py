@@ -118,7 +118,7 @@ def decode_sweep(data: bytes, name: str, columns: int) -> Float32[np.ndarray, "N
     if len(data) % row:
         raise DataError(
             f"{name}: truncated: {len(data)} bytes are not a whole number of points of {row} bytes "
-            f"({columns} float32); copy the file again"
+            f"({columns} float32); copy the file again, or write sweeps of {columns} columns"
         )
     return np.frombuffer(data, np.float32).reshape(-1, columns).copy()
 

@@ -137,6 +137,8 @@ def _calibration(path: str) -> Float64[np.ndarray, "4 4"]:
 def _poses(path: str, numbers: Sequence[int], notes: list[str]) -> list[Float64[np.ndarray, "4 4"]]:
     """global_from_ego of each scan: row i of poses.txt is that of scan i."""
     rows = [_matrix(row, path, number) for number, row in enumerate(_lines(path), start=1)]
+    if not rows:
+        raise DataError(f"{path}: is empty; expected a pose a row; copy the file again, or remove it")
     if max(numbers, default=-1) >= len(rows):
         notes.append(
             f"{path}: has {len(rows)} rows, too few for scan {max(numbers):06d}; no pose of this sequence is taken (no "

@@ -15,6 +15,7 @@ import numpy as np
 from slidr.config import DatasetName
 from slidr.data import storage
 from slidr.data.labels import CLASSES, semantic_kitti_raw
+from slidr.data.storage import DataError
 from slidr.shapes import Int64
 from slidr.types import Frame
 
@@ -35,7 +36,9 @@ class Submission:
     def path_of(self, frame: Frame) -> str:
         """The file of a frame's predictions."""
         if self.dataset == "semantic_kitti":
-            sequence, scan = frame.token.split("/")
+            sequence, slash, scan = frame.token.partition("/")
+            if not slash or "/" in scan:
+                raise DataError(f"frame {frame.token!r}: expected a token as 08/000123, which names its predictions")
             return storage.join(self.folder, "sequences", sequence, "predictions", f"{scan}.label")
         return storage.join(self.folder, "lidarseg", self.split, f"{frame.lidar_token}_lidarseg.bin")
 

@@ -104,6 +104,7 @@ TURN = "0 -1 0 1 0 0 -1 2 1 0 0 3"
         ("calib.txt", "P0: 1\nP1: 1\n", r"has no row 'Tr:'.*archives of images lacks it, .*data_odometry_calib\.zip"),
         ("poses.txt", f"{TURN}\n\n{TURN}\n{TURN}\n", r"expected 12 numbers, got '' in row 2"),
         ("poses.txt", f"{TURN}\n" * 2 + "0 " * 12, r"the matrix in row 3 has no rotation"),
+        ("poses.txt", "\n", r"is empty; expected a pose a row"),
         ("times.txt", "0\n1e300\n1\n", r"row 2: got '1e300'; expected seconds, 0 to 1e\+10"),
         ("times.txt", "0\ninf\n1\n", r"row 2: got 'inf'; expected seconds"),
         ("times.txt", "0\n-1\n1\n", r"row 2: got '-1'; expected seconds"),

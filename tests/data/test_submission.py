@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,9 @@ from slidr.data.images import read_point_labels
 from slidr.data.labels import NUSCENES_CLASSES, SEMANTIC_KITTI_CLASSES, classes_of
 from slidr.data.nuscenes import read_frames as read_nuscenes
 from slidr.data.semantic_kitti import read_frames as read_kitti
+from slidr.data.storage import DataError
 from slidr.data.submission import Submission
+from slidr.types import Frame
 
 KITTI = len(SEMANTIC_KITTI_CLASSES)
 
@@ -91,3 +94,10 @@ def test_nuscenes_declares_that_only_the_lidar_was_used(tmp_path: Path) -> None:
     Submission("nuscenes", str(tmp_path), "test").close()
     declared = json.loads((tmp_path / "test/submission.json").read_text())["meta"]
     assert [name for name, used in declared.items() if used] == ["use_lidar"]
+
+
+def test_a_token_that_names_no_scan_has_no_place_in_a_submission(world_frames: list[Frame], tmp_path: Path) -> None:
+    submission = Submission("semantic_kitti", str(tmp_path), "val")
+    for token in ("000123", "08/000123/x"):
+        with pytest.raises(DataError, match=rf"frame '{token}': expected a token as 08/000123"):
+            submission.path_of(replace(world_frames[0], token=token))
