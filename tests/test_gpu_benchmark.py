@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import fake_cuda
 import numpy as np
 import pytest
 import torch
@@ -47,6 +48,15 @@ def script(name: str) -> ModuleType:
 @pytest.fixture(scope="module")
 def gpu() -> ModuleType:
     return script("gpu")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny tensors gain nothing from more, and threads that wait for each other lose on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -178,6 +188,23 @@ def test_parts_are_sections_and_groups_in_running_order() -> None:
 @pytest.mark.parametrize("name", list(sections.SECTIONS))
 def test_every_section_names_a_function(name: str) -> None:
     assert callable(sections.SECTIONS[name].load())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the real one runs there")
+@pytest.mark.parametrize("name", [name for name in sections.SECTIONS if name not in ("loader", "triton", "others")])
+def test_a_sections_code_for_gpus_runs_on_a_stand_in(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_cuda.install(monkeypatch)
+    monkeypatch.setattr(torch, "compile", lambda network: network)
+    monkeypatch.setattr(repeating, "TRIES", 2)
+    costs: list[dict[str, Any]] = []
+    bench = Bench(SMALL, time.time() + 600, None, costs.append)
+    bench.gpu = True
+    rows = list(sections.SECTIONS[name].load()(bench))
+    assert rows
+    assert all(row.section == name for row in rows)
+    assert {row.state for row in rows} == {"ok"}, [row for row in rows if row.state != "ok"]
+    assert all(row.gpu is not None and row.gpu != NO_GPU for row in rows)
+    assert all(row.floor is None or row.floor > 0 for row in rows)
 
 
 def test_a_street_has_a_real_sweeps_rows_and_about_its_voxels() -> None:

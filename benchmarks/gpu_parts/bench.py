@@ -49,6 +49,8 @@ class Size:
     teacher: TeacherName = "dilation_resnet50"
     many_voxels: int = 500_000
     runs: int = 20  # timed repetitions on a GPU
+    warm_up: int = 3  # steps that are not counted: kernels are compiled, algorithms chosen, memory is asked for
+    steps: int = 10  # training steps that are counted, or run twice
 
     @property
     def pixels(self) -> int:
@@ -56,7 +58,7 @@ class Size:
 
 
 FULL = Size()
-SMALL = Size(6, 60, 2, (32, 64), 2, "minkunet14", 0.25, "ppkt_resnet18", 1000, 2)
+SMALL = Size(6, 60, 2, (32, 64), 1, "minkunet14", 0.25, "ppkt_resnet18", 1000, 1, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -148,18 +150,17 @@ class Bench:
         if not self.gpu:
             times = []
             start = time.perf_counter()
-            while len(times) < (runs or 3) and (not times or time.perf_counter() - start < most_s):
+            while len(times) < min(runs or 3, self.size.runs) and (not times or time.perf_counter() - start < most_s):
                 before = time.perf_counter()
                 call()
                 times.append(1e3 * (time.perf_counter() - before))
             return statistics.median(times)
         torch.cuda.synchronize()
         start = time.perf_counter()
-        for _ in range(2):
-            call()
+        call()
         torch.cuda.synchronize()
-        once = (time.perf_counter() - start) / 2
-        count = max(3, min(runs or self.size.runs, int(most_s / max(once, 1e-6))))
+        once = time.perf_counter() - start
+        count = max(min(3, self.size.runs), min(runs or self.size.runs, int(most_s / max(once, 1e-6))))
         events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(count)]
         for begin, end in events:
             begin.record()
@@ -187,26 +188,23 @@ class Bench:
     @cached_property
     def ceilings(self) -> Ceilings:
         """Measured once, on random data."""
-        if not self.gpu:
-            side, many = (256, 2**20) if self.size is SMALL else (2048, 2**26)
-            a, b = torch.randn(side, side), torch.randn(side, side)
-            source, target = torch.randn(many), torch.empty(many)
-            product = self.milliseconds(lambda: torch.mm(a, b))
-            copy = self.milliseconds(lambda: target.copy_(source))
-            return Ceilings({"float32": 2 * side**3 / product / 1e9}, 8 * many / copy / 1e6, np.nan, np.nan)
-        matrix = {mode: self._matrix_rate(mode) for mode in ("float32", "tf32", "bfloat16")}
-        many = 2**29  # 2 GiB of float32, well beyond every cache
-        source = torch.randn(many, device=self.device)
+        tiny = self.size.student != FULL.student
+        side, many = (256, 2**20) if tiny else (8192, 2**29) if self.gpu else (2048, 2**26)
+        modes: tuple[Mode, ...] = ("float32", "tf32", "bfloat16") if self.gpu else ("float32",)
+        matrix = {mode: self._matrix_rate(mode, side) for mode in modes}
+        source = torch.randn(many, device=self.device)  # on a GPU 2 GiB, well beyond every cache
         target = torch.empty_like(source)
         copy = 8 * many / self.milliseconds(lambda: target.copy_(source)) / 1e6
-        host = torch.randn(2**26)
+        if not self.gpu:
+            return Ceilings(matrix, copy, float("nan"), float("nan"))
+        host = torch.randn(many // 8)
         part = target[: len(host)]
         pageable = 4 * len(host) / self.milliseconds(lambda: part.copy_(host)) / 1e6
         locked = host.pin_memory()
         pinned = 4 * len(host) / self.milliseconds(lambda: part.copy_(locked, non_blocking=True)) / 1e6
         return Ceilings(matrix, copy, pinned, pageable)
 
-    def _matrix_rate(self, mode: Mode, side: int = 8192) -> float:
+    def _matrix_rate(self, mode: Mode, side: int) -> float:
         dtype = torch.bfloat16 if mode == "bfloat16" else torch.float32
         a, b = (torch.randn(side, side, device=self.device).to(dtype) for _ in range(2))
         with self.arithmetic("tf32" if mode == "tf32" else "float32"):

@@ -25,9 +25,12 @@ class OutOfTime(BaseException):
     """The time that the benchmark may take is over. Not an `Exception`: no handler of a section may catch it."""
 
 
-def prepare() -> None:
-    """What must hold before anything imports Triton: without a GPU its kernels run in its interpreter."""
+def prepare(small: bool) -> None:
+    """Without a GPU, Triton's kernels run in its interpreter, from its import on; tiny sizes need one thread only."""
     import torch
+
+    if small:
+        torch.set_num_threads(1)
 
     if not torch.cuda.is_available() and importlib.util.find_spec("triton") is not None:
         os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -35,7 +38,7 @@ def prepare() -> None:
 
 def run(names: list[str], deadline: float, small: bool, root: Path | None, channel: Channel) -> int:
     """Runs the sections; returns the exit status."""
-    prepare()
+    prepare(small)
     from gpu_parts.bench import FULL, SMALL, Bench
 
     bench = Bench(SMALL if small else FULL, deadline, root, lambda entry: channel.send("cost", entry))

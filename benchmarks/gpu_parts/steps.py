@@ -21,8 +21,6 @@ from slidr.training.distill import DistillTask
 from slidr.training.loop import fit
 from slidr.types import PairBatch
 
-WARM_UP = 3  # steps that are not counted: kernels are compiled, algorithms chosen, memory is asked for
-
 
 @dataclass
 class Steps:
@@ -32,10 +30,11 @@ class Steps:
     times: list[float] = field(default_factory=list)
     state: dict[str, Any] = field(default_factory=dict)
     peak: float | None = None
+    warm_up: int = 0
 
     @property
     def median(self) -> float:
-        return statistics.median(self.times[WARM_UP:] or self.times)
+        return statistics.median(self.times[self.warm_up :] or self.times)
 
 
 class SameBatch:
@@ -79,7 +78,7 @@ def run_steps(bench: Bench, mode: Mode, steps: int, clouds: int | None = None, c
     task = DistillTask(config)
     if channels_last:
         task.model.teacher.to(memory_format=torch.channels_last)
-    loader, found = SameBatch(batch, bench.gpu), Steps()
+    loader, found = SameBatch(batch, bench.gpu), Steps(warm_up=bench.size.warm_up)
     done = _Done(loader, found, steps)
     if bench.gpu:
         torch.cuda.reset_peak_memory_stats()
@@ -124,21 +123,22 @@ def float16(bench: Bench) -> Iterator[Row]:
         yield Row("float16", "a step with the loss scaler", gpu=NO_GPU, state="skipped")
         return
     before = DistillTask(bench.config("float16")).model.state_dict()
-    after = run_steps(bench, "float16", steps=3)
+    after = run_steps(bench, "float16", min(8, bench.size.steps + 2))
     finite = all(bool(value.isfinite().all()) for value in after.state.values() if value.is_floating_point())
     moved = sum(not torch.equal(after.state[name].cpu(), value) for name, value in before.items())
     finite &= all(loss == loss for loss in after.losses)
     # The scaler starts at 65536 and may skip its first steps; the norms' statistics move all the same.
     head = torch.equal(after.state["teacher.decoder.0.weight"].cpu(), before["teacher.decoder.0.weight"])
     right = finite and moved > 0
-    note = f"losses {', '.join(f'{loss:.3f}' for loss in after.losses)}" + ("; all steps skipped" if head else "")
+    note = f"losses {after.losses[0]:.3f} to {after.losses[-1]:.3f}" + ("; all steps skipped" if head else "")
     state = "ok" if right and not head else "wrong"
-    yield Row("float16", "three steps with the loss scaler", gpu="yes" if right else "no", note=note, state=state)
+    what = f"{len(after.losses)} steps with the loss scaler"
+    yield Row("float16", what, gpu="yes" if right else "no", note=note, state=state)
 
 
 def repeat(bench: Bench) -> Iterator[Row]:
     """Ten steps twice: are losses and weights the same bit for bit? If not, which part of a step differs?"""
-    steps = 10 if bench.gpu else 2
+    steps = bench.size.steps if bench.gpu else 2
     for mode in ["float32", "bfloat16"] if bench.gpu else ["float32"]:
         run_steps(bench, mode, 2)  # type: ignore[arg-type]  # chooses algorithms, once for both
         first, second = (run_steps(bench, mode, steps) for _ in range(2))  # type: ignore[arg-type]
@@ -165,7 +165,7 @@ def whole_step(bench: Bench) -> Iterator[Row]:
     from gpu_parts.floors import step_floor
 
     for mode in bench.modes:
-        steps = run_steps(bench, mode, WARM_UP + 10 if bench.gpu else 2)
+        steps = run_steps(bench, mode, bench.size.warm_up + bench.size.steps if bench.gpu else 2)
         note = "" if steps.peak is None else f"{steps.peak / 1e9:.1f} GB"
         yield Row(
             "step",
@@ -233,9 +233,10 @@ def batches(bench: Bench) -> Iterator[Row]:
     if not bench.gpu:
         yield Row("batches", "whole step, batch 8, 16; channels_last", gpu=NO_GPU, state="skipped")
         return
-    for clouds, last in ((bench.size.clouds, True), (8, False), (16, False)):
+    usual = bench.size.clouds
+    for clouds, last in ((usual, True), (2 * usual, False), (4 * usual, False)):
         what = f"whole step, batch {clouds}, bfloat16" + (", teacher channels_last" if last else "")
-        steps = run_steps(bench, "bfloat16", WARM_UP + 6, clouds, last)
+        steps = run_steps(bench, "bfloat16", bench.size.warm_up + min(bench.size.steps, 6), clouds, last)
         rate = 1e3 * clouds / steps.median
         yield Row(
             "batches",
