@@ -52,7 +52,9 @@ def make_frames(config: Config) -> str:
     scenes = len({frame.scene for frame in frames})
     console.print(f"frames: {len(frames)} keyframes of {scenes} scenes -> {data.frames}")
     if download.left_out:
-        console.print(f"frames: the download is not whole; taken (data.allow_missing: {taken}) {download.left_out}")
+        console.print(
+            f"frames: the download is not whole; by data.allow_missing: {taken} the table is {download.left_out}"
+        )
     return data.frames
 
 

@@ -63,9 +63,10 @@ def take_whole(
     kept = [each.frame for each in keyframes if each.scene not in broken and each.frame is not None]
     frames = [_without(frame, missing) for frame in kept]
     if not frames:
+        lacking, step = ("file", ", or --data.allow_missing cameras") if allow_missing == "scenes" else ("sweep", "")
         raise DataError(
             f"{_first_problem(keyframes, missing, tables, naming)}; data.allow_missing: {allow_missing} leaves no "
-            f"keyframe: every scene lacks a {'file' if allow_missing == 'scenes' else 'sweep'}; finish the download"
+            f"keyframe: every scene lacks a {lacking}; finish the download{step}"
         )
     return Download(frames, _left_out(keyframes, frames, broken))
 

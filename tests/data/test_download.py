@@ -152,7 +152,7 @@ def test_frames_records_what_it_took_and_fine_tuning_reads_it_without_images(
     make_frames(config)
     table = FrameTable.open(data.frames)
     assert (table.allow_missing, table.left_out, len(table)) == ("cameras", "without 48 images", 8)
-    assert "the download is not whole; taken (data.allow_missing: cameras) without 48 images" in capfd.readouterr().err
+    assert "by data.allow_missing: cameras the table is without 48 images" in capfd.readouterr().err
     source = ScanSource(config)
     assert (source.sample("train", 0, 0).point_labels > 0).any()
 
