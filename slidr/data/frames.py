@@ -161,7 +161,7 @@ class FrameTable(Sequence[Frame]):
         if not inside.any():
             raise DataError(
                 f"{self.path}: no frame is in split {' or '.join(splits)}; the table has {self._split_sizes()}; "
-                "choose one of these in data.train_split and data.val_split"
+                "choose one of these in data.train_split and data.val_split, or all for every frame"
             )
         unit = "token" if self.dataset == "semantic_kitti" else "scene"
         names = self._column(unit).to_numpy(zero_copy_only=False)
@@ -219,8 +219,14 @@ class FrameTable(Sequence[Frame]):
         return inside
 
     def _split_sizes(self) -> str:
-        counts = self._column("splits").flatten().value_counts().to_pylist()
-        return ", ".join(f"{c['values']} ({c['counts']} frames)" for c in counts) or "no frames at all"
+        splits = self._column("splits")
+        sizes = [f"{c['values']} ({c['counts']} frames)" for c in splits.flatten().value_counts().to_pylist()]
+        without = [row for row, names in enumerate(splits.to_pylist()) if not names]
+        if without:
+            scenes = dict.fromkeys(self._column("scene").take(pa.array(without)).to_pylist())
+            shown = ", ".join(list(scenes)[:3]) + (", ..." if len(scenes) > 3 else "")
+            sizes.append(f"{len(without)} frames of scenes that are in no official split ({shown})")
+        return ", ".join(sizes) or "no frames at all"
 
     def _column(self, name: str) -> pa.Array:
         if self._light is None:

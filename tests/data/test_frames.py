@@ -6,6 +6,7 @@ import dataclasses
 import pickle
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +111,23 @@ def test_several_splits_are_joined_and_all_is_everything(frames: list[Frame], pa
 def test_a_split_that_the_table_lacks_is_refused_with_those_it_has(path: str) -> None:
     with pytest.raises(DataError, match=r"split verify; the table has train \(600 frames\), parametrize \(600"):
         FrameTable.open(path).select("verify")
+
+
+def test_frames_of_scenes_in_no_official_split_are_counted_named_and_taken_by_all(
+    frames: list[Frame], tmp_path: Path
+) -> None:
+    own = [replace(frame, scene=f"fleet-{number // 4}", splits=()) for number, frame in enumerate(frames[:8])]
+    write_frames(own, str(tmp_path / "own.parquet"))
+    table = FrameTable.open(str(tmp_path / "own.parquet"))
+    with pytest.raises(
+        DataError,
+        match=r"the table has 8 frames of scenes that are in no official split \(fleet-0, fleet-1\); .* or all for",
+    ):
+        table.select("train")
+    assert table.select("all").tokens == [frame.token for frame in own]
+    write_frames([*own, *(frame for frame in frames[8:] if "val" in frame.splits)], str(tmp_path / "both.parquet"))
+    with pytest.raises(DataError, match=r"val \(\d+ frames\), 8 frames of scenes that are in no official split"):
+        FrameTable.open(str(tmp_path / "both.parquet")).select("mini_train")
 
 
 def test_a_part_of_a_table_survives_pickling_and_parts_of_parts_add_up(frames: list[Frame], path: str) -> None:
