@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import re
 import shlex
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, NoReturn, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar
 
 import tyro
 
-from slidr.config import Config, ConfigError, WorldConfig, check, load, user_path, with_used_paths
+from slidr.config import Config, ConfigError, WorldConfig, check, decode, load, public_dict, user_path, with_used_paths
 from slidr.config.marks import wrong_numbers
 from slidr.interrupts import interruptible
+from slidr.urls import redact_url
 
 # Foreign libraries must not call home, nor print more than their errors.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -140,9 +144,8 @@ def main(arguments: list[str] | None = None, own_process: bool = False) -> int:
                 interruption.tell("interrupted")
             return interruption.status
         except Exception as error:
-            if not _is_ours(error):
-                raise
-            print(f"slidr {name}: {error}", file=sys.stderr)
+            text = f"slidr {name}: {error}" if _is_ours(error) else traceback.format_exc().rstrip()
+            print(redact_url(text), file=sys.stderr)
             return 1
 
 
@@ -208,14 +211,8 @@ def _run(name: str, rest: list[str]) -> int:
 
 def override(config: Config, arguments: list[str], prog: str = "slidr", description: str = "") -> Config:
     """The config with `--section.key value` arguments applied, checked again."""
-    changed = tyro.cli(
-        Config,
-        default=config,
-        args=_from_yaml_spelling(arguments),
-        prog=prog,
-        description=description,
-        use_underscores=True,
-    )
+    words = _from_yaml_spelling(arguments)
+    changed = _parsed(Config, words, default=config, prog=prog, description=description, use_underscores=True)
     changed = with_used_paths(changed, "command line")
     check(changed, "command line")
     return changed
@@ -245,13 +242,8 @@ def _synthesize(rest: list[str]) -> int:
         print(f"slidr synthesize: {_SYNTHESIZE}", file=sys.stderr)
         return 2
     out, *options = rest
-    world = tyro.cli(
-        WorldConfig,
-        args=options,
-        prog=f"slidr synthesize {out}",
-        description=_SYNTHESIZE,
-        use_underscores=True,
-    )
+    prog = f"slidr synthesize {out}"
+    world = _parsed(WorldConfig, options, prog=prog, description=_SYNTHESIZE, use_underscores=True)
     _check_numbers(world)
     make_world(_path(out), world, workers=os.cpu_count() or 1)
     return 0
@@ -267,7 +259,7 @@ def _export(rest: list[str]) -> int:
         return 2
     checkpoint, *words = rest
     prog = f"slidr export {checkpoint}"
-    options = tyro.cli(ExportOptions, args=words, prog=prog, description=_EXPORT)
+    options = _parsed(ExportOptions, words, prog=prog, description=_EXPORT)
     export_student(_path(checkpoint), options.format, None if options.out is None else _path(options.out))
     return 0
 
@@ -286,7 +278,7 @@ def _plan(rest: list[str]) -> int:
     if options.costs is not None:
         options = replace(options, costs=_path(options.costs))
     config = override(load(path), overrides, prog=f"slidr plan {path}", description=_PLAN)
-    run_plan(config, options, shlex.join(["slidr", "plan", *rest]), console)
+    run_plan(config, options, shlex.join(["slidr", "plan", *map(redact_url, rest)]), console)
     return 0
 
 
@@ -300,7 +292,7 @@ def _doctor(rest: list[str]) -> int:
     prog = f"slidr doctor {path}" if path else "slidr doctor"
     options, overrides = _own_options(DoctorOptions, words, prog, _DOCTOR)
     if path is None and overrides:
-        print(f"slidr doctor: {overrides[0]} needs a CONFIG before it", file=sys.stderr)
+        print(f"slidr doctor: {redact_url(overrides[0])} needs a CONFIG before it", file=sys.stderr)
         return 2
     return run_doctor(None if path is None else override(load(path), overrides, prog=prog), options)
 
@@ -324,10 +316,23 @@ def _own_options(schema: type[T], words: list[str], prog: str, description: str)
     """A command's own options, and the words that are left: overrides of the config."""
     asks = [word for word in words if word in ("-h", "--help")]
     mine = [word for word in words if word not in asks]
-    options, overrides = tyro.cli(
-        schema, args=mine, prog=prog, description=description, return_unknown_args=True, use_underscores=True
+    options, overrides = _parsed(
+        schema, mine, prog=prog, description=description, return_unknown_args=True, use_underscores=True
     )
     return options, [*overrides, *asks]
+
+
+def _parsed(schema: Any, words: list[str], **options: Any) -> Any:
+    """What `tyro.cli` makes of the words of a command line; its help and its errors show no secret of a URL."""
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            return tyro.cli(schema, args=words, **options)
+    except SystemExit:  # help was asked for, or a word is wrong: again, for the terminal
+        if isinstance(options.get("default"), Config):
+            options["default"] = decode(public_dict(options["default"]))
+        options["prog"] = redact_url(options["prog"])
+        tyro.cli(schema, args=[redact_url(word) for word in words], **options)
+        raise
 
 
 def _is_ours(error: Exception) -> bool:

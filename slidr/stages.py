@@ -28,14 +28,22 @@ from slidr.models.weights import student_state
 from slidr.preflight.doctor import preflight
 from slidr.training.runs import RunFolder, folder_of
 from slidr.training.segment import build_segmenter
-from slidr.urls import redact_url
+from slidr.urls import RedactedError, redact_url
 
 ExportFormat = Literal["openpcdet", "slidr", "safetensors"]
 
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+class _PublicConsole(Console):
+    """The terminal; what is printed shows no secret of a URL."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*(redact_url(each) if isinstance(each, str) else each for each in objects), **options)
 
 
-class StageError(RuntimeError):
+console = _PublicConsole(stderr=True, highlight=False, soft_wrap=True)
+
+
+class StageError(RedactedError, RuntimeError):
     """A stage that did all it could, but not everything; the message says what is missing."""
 
 
@@ -85,7 +93,9 @@ def run_pretraining(config: Config) -> dict[str, Any]:
     folder = folder_of(config)
     _tell_if_finished(config, folder)
     result = pretrain(config)
-    table = Table(title=f"{folder.path}: {result['steps']} steps, {result['epochs']} epochs", title_justify="left")
+    table = Table(
+        title=f"{redact_url(folder.path)}: {result['steps']} steps, {result['epochs']} epochs", title_justify="left"
+    )
     table.add_column("held-out frames")
     table.add_column("trained", justify="right")
     table.add_column("untrained", justify="right")
@@ -107,7 +117,7 @@ def run_finetuning(config: Config) -> dict[str, Any]:
     folder = folder_of(config)
     _tell_if_finished(config, folder)
     result = finetune(config)
-    title = f"{folder.path}: {result['steps']} steps, {result['epochs']} epochs"
+    title = f"{redact_url(folder.path)}: {result['steps']} steps, {result['epochs']} epochs"
     table = Table("validation", title=title, title_justify="left")
     table.add_column("last", justify="right")
     table.add_column("best", justify="right")

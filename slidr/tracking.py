@@ -6,7 +6,6 @@ way of `slidr.tracking_journal`; what MLflow's store raises is a `TrackingError`
 
 from __future__ import annotations
 
-import logging
 import re
 import subprocess
 from collections.abc import Callable, Iterable
@@ -20,7 +19,7 @@ from slidr.tracking_file import artifact_location, deleted_experiment, file_of, 
 from slidr.tracking_journal import Journal, JournalError, RunHandle, read_journal
 from slidr.tracking_store import Client, check_store, connect, tracking_uri
 from slidr.training.runs import RunFolder
-from slidr.urls import redact_url
+from slidr.urls import redact_url, redacting_logger
 
 __all__ = [
     "Journal",
@@ -37,7 +36,7 @@ __all__ = [
     "tracking_uri",
 ]
 NOTE, ENDED = "mlflow_run_id", "mlflow_ended"  # of a run's folder: its run, and whether that is complete
-_log = logging.getLogger(__name__)
+_log = redacting_logger(__name__)
 _GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # no such run; a deleted one
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from slidr.urls import redact_url
+from slidr.urls import RedactedError, redact_url
 
 _LONGEST = 300  # characters of a foreign reason
 _INNERMOST = re.compile(r"\[Errno -?\d+\] ([^'\")]+)")  # of urllib3's nested reports
@@ -31,7 +31,7 @@ _DATABASE = (
 )
 
 
-class TrackingError(RuntimeError):
+class TrackingError(RedactedError, RuntimeError):
     """MLflow's store cannot do what was asked; `what` and `next` say why and how to go on, `code` is MLflow's.
 
     `lasting`: the same call fails until someone changes something; a store that is away may come back by itself.

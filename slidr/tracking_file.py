@@ -8,7 +8,6 @@ name, holding a lock, and renames it.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import shutil
 import sqlite3
@@ -21,12 +20,13 @@ from slidr.data import storage
 from slidr.tracking_errors import ELSEWHERE, MOVE_AWAY, TrackingError, is_foreign, tracking_error
 from slidr.training.locks import held
 from slidr.training.runs import RunError
+from slidr.urls import redacting_logger
 
 SQLITE = "sqlite:///"
 ARTIFACTS = "mlartifacts"  # the folder beside the file that holds the artifacts of runs
 _WAIT_S = 120.0  # for another process to make the file
 _BUSY_S = 20.0
-_log = logging.getLogger(__name__)
+_log = redacting_logger(__name__)
 # Where MLflow's tables name files of a run.
 _LOCATIONS = (
     ("experiments", "artifact_location"),

@@ -23,9 +23,9 @@ from typing import IO, Any
 from slidr.data import storage
 from slidr.tracking_errors import TrackingError
 from slidr.tracking_store import Client, connect
-from slidr.urls import redact_url
+from slidr.urls import RedactedError, redact_url, redacting_logger
 
-_log = logging.getLogger(__name__)
+_log = redacting_logger(__name__)
 SLICE = 500  # lines that are sent at once
 _SEND_SECONDS = 5.0
 _UPLOAD_SECONDS = 30.0  # between uploads of a journal in an object store
@@ -45,7 +45,7 @@ class RunHandle:
     run_id: str
 
 
-class JournalError(RuntimeError):
+class JournalError(RedactedError, RuntimeError):
     """A journal that cannot be written; the message says where and why."""
 
 

@@ -10,12 +10,12 @@ import subprocess
 import sys
 
 from slidr.tracking_store import connect
-from slidr.urls import redact_url
+from slidr.urls import RedactedError, redact_url
 
 _END_S = 10.0  # for the server to end by itself
 
 
-class PageError(RuntimeError):
+class PageError(RedactedError, RuntimeError):
     """MLflow's page cannot be served; the message says why and what to do."""
 
 

@@ -7,7 +7,6 @@ command runs again.
 
 from __future__ import annotations
 
-import logging
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,10 +19,10 @@ from slidr.data import storage
 from slidr.tracking import Journal, RunHandle, TrackingError, connect, record_config, start_run, tracking_uri
 from slidr.training.runs import RunFolder, folder_of
 from slidr.tuning.jobs import End, Job, fraction_name, job_config, search_folder
-from slidr.urls import redact_url
+from slidr.urls import redact_url, redacting_logger
 
 T = TypeVar("T")
-_log = logging.getLogger(__name__)
+_log = redacting_logger(__name__)
 _PAUSE_S = 30.0  # before a store that did not answer is tried again
 _STATUS = {"finished": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
 _NOTE, _MIRRORED = "mlflow_run_id", "mlflow_mirrored"

@@ -1,7 +1,8 @@
-"""URLs in messages, records and MLflow: without the secrets that they may carry."""
+"""URLs in messages, errors, logs, records and MLflow: without the secrets that they may carry."""
 
 from __future__ import annotations
 
+import logging
 import re
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>`]+")
@@ -32,3 +33,22 @@ def _redacted(match: re.Match[str]) -> str:
     elif "@" in path and ":" in host and not _PORT.search(host):
         host, slash, path = location.rpartition("@")[2].partition("/")  # the secret holds an unescaped "/"
     return f"{scheme}://{host}{slash}{path}{trailing}"
+
+
+class RedactedError(Exception):
+    """The base of every error of this project: its message shows no secret of a URL, whoever prints it."""
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*(redact_url(each) if isinstance(each, str) else each for each in arguments))
+
+
+def redacting_logger(name: str) -> logging.Logger:
+    """The logger of that name; what is logged by it shows no secret of a URL."""
+    logger = logging.getLogger(name)
+    logger.addFilter(_redact_record)
+    return logger
+
+
+def _redact_record(record: logging.LogRecord) -> bool:
+    record.msg, record.args = redact_url(record.getMessage()), ()
+    return True

@@ -83,6 +83,48 @@ def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def trainable(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A pretraining of two steps in one process: its frame table and superpixels exist."""
+    from slidr.cluster.superpixels import compute_map, folder_of
+    from slidr.config import (
+        AugmentConfig,
+        ClusterConfig,
+        Config,
+        DataConfig,
+        OptimConfig,
+        RunConfig,
+        StudentConfig,
+        SuperpixelConfig,
+        TeacherConfig,
+        VoxelConfig,
+    )
+    from slidr.data.frames import FrameTable, write_frames
+    from slidr.data.nuscenes import read_frames
+
+    folder = tmp_path_factory.mktemp("trainable")
+    config = Config(
+        data=DataConfig(
+            root=str(tiny_world),
+            frames=str(folder / "frames.parquet"),
+            max_val_frames=1,
+            image_size=(56, 104),
+            voxel=VoxelConfig(size=(0.4, 2.0, 0.4)),
+            augment=AugmentConfig(crop=False, drop_cuboid=False),
+        ),
+        superpixels=SuperpixelConfig(folder=str(folder / "superpixels"), segments=40, sigma=1.0),
+        student=StudentConfig(name="minkunet14", width=0.25),
+        teacher=TeacherConfig(name="efficientnet_lite0", weights=None),
+        optim=OptimConfig(lr=1e-3, batch_size=1, epochs=1, max_steps=2),
+        run=RunConfig(folder=str(folder / "runs"), name="run", log_every=1, score_frames=1),
+        cluster=ClusterConfig(num_workers=0),
+    )
+    write_frames(read_frames(tiny_world), config.data.frames)
+    for image in FrameTable.open(config.data.frames).select(("parametrize", "verify")).images():
+        compute_map(image, config.data.root, folder_of(config.superpixels), config.superpixels)
+    return config
+
+
+@pytest.fixture(scope="session")
 def bucket() -> Iterator[str]:
     """An empty bucket of a real S3 server, as a URI that names its endpoint."""
     pytest.importorskip("moto", reason="moto's S3 server is part of the development extra")

@@ -13,23 +13,8 @@ from typing import Any
 import pytest
 
 from slidr.cluster.pretrain import PretrainStage
-from slidr.cluster.superpixels import compute_map, folder_of
 from slidr.cluster.train import train
-from slidr.config import (
-    AugmentConfig,
-    ClusterConfig,
-    Config,
-    DataConfig,
-    OptimConfig,
-    RunConfig,
-    StudentConfig,
-    SuperpixelConfig,
-    TeacherConfig,
-    VoxelConfig,
-    dump,
-)
-from slidr.data.frames import FrameTable, write_frames
-from slidr.data.nuscenes import read_frames
+from slidr.config import Config, dump
 from slidr.tracking import connect, read_journal, tracking_uri
 
 # The driver dies in the middle of `RunFolder.finish`'s line, and has sent nothing by then.
@@ -51,29 +36,8 @@ pretrain(load(sys.argv[1]), progress=False)
 
 
 @pytest.fixture(scope="module")
-def config(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """Two steps in one process."""
-    folder = tmp_path_factory.mktemp("finished")
-    config = Config(
-        data=DataConfig(
-            root=str(tiny_world),
-            frames=str(folder / "frames.parquet"),
-            max_val_frames=1,
-            image_size=(56, 104),
-            voxel=VoxelConfig(size=(0.4, 2.0, 0.4)),
-            augment=AugmentConfig(crop=False, drop_cuboid=False),
-        ),
-        superpixels=SuperpixelConfig(folder=str(folder / "superpixels"), segments=40, sigma=1.0),
-        student=StudentConfig(name="minkunet14", width=0.25),
-        teacher=TeacherConfig(name="efficientnet_lite0", weights=None),
-        optim=OptimConfig(lr=1e-3, batch_size=1, epochs=1, max_steps=2),
-        run=RunConfig(folder=str(folder / "runs"), name="run", log_every=1, score_frames=1),
-        cluster=ClusterConfig(num_workers=0),
-    )
-    write_frames(read_frames(tiny_world), config.data.frames)
-    for image in FrameTable.open(config.data.frames).select(("parametrize", "verify")).images():
-        compute_map(image, config.data.root, folder_of(config.superpixels), config.superpixels)
-    return config
+def config(trainable: Config) -> Config:
+    return trainable
 
 
 def killed(config: Config, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from slidr.config import ClusterConfig
 from slidr.data import storage
+from slidr.urls import RedactedError
 
 PROBE_S = 5.0  # how long an address may take to accept a connection
 ANSWER_S = 30.0  # and then its control store to answer
@@ -17,7 +18,7 @@ _SOCKET = re.compile(r"AF_UNIX path length cannot exceed (\d+) bytes: (\S+)")
 _START = "start one with `ray start --head`, or set cluster.address: null for a private one on this machine"
 
 
-class ClusterError(RuntimeError):
+class ClusterError(RedactedError, RuntimeError):
     """A Ray cluster that cannot be reached, or that is too small for what is asked of it."""
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -11,12 +10,13 @@ from typing import Any
 import ray
 
 from slidr.training.runs import RunFolder
+from slidr.urls import redacting_logger
 
 _START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 _PLACES_S = 10
 _ANSWER_S = 10.0
 _NOTES = b"slidr-requests"  # in the cluster's own store: "driver run-folder" -> request
-_log = logging.getLogger(__name__)
+_log = redacting_logger(__name__)
 
 
 @contextlib.contextmanager

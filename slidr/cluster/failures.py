@@ -12,6 +12,8 @@ from typing import Any
 
 from ray.train import UserCallback
 
+from slidr.urls import RedactedError
+
 _OUR_ERROR = re.compile(r"slidr(\.\w+)+: ")  # as a traceback's last line names it
 # Between the tracebacks of errors that led to each other.
 _BETWEEN = ("Traceback (most recent call last)", "The above exception was", "During handling of the above")
@@ -22,7 +24,7 @@ _NO_SPACE = re.compile(r"OSError: \[Errno 28\] .*")  # ENOSPC
 _OUTSIDE = {"CheckpointError", "InUse", "JournalError", "OSError", "RunError"}
 
 
-class WouldFailAgain(RuntimeError):
+class WouldFailAgain(RedactedError, RuntimeError):
     """An error in a worker that a restart cannot mend; the message is the worker's, `kind` its class's name."""
 
     def __init__(self, message: str, kind: str = "") -> None:

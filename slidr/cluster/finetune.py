@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import asdict
 from typing import Any
 
@@ -21,8 +20,9 @@ from slidr.training.loop import Outcome
 from slidr.training.runs import RunFolder
 from slidr.training.schema import weights_misfit
 from slidr.training.segment import SegmentTask, require_segmentation
+from slidr.urls import redacting_logger
 
-_log = logging.getLogger(__name__)
+_log = redacting_logger(__name__)
 
 
 def finetune(config: Config, progress: bool = True) -> dict[str, Any]:

@@ -6,7 +6,6 @@ Training is followed by its journal, with what the workers have to say; superpix
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import threading
 import time
@@ -18,8 +17,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from slidr.data import storage
 from slidr.tracking_journal import parse_line
+from slidr.urls import redact_url, redacting_logger
 
-_log = logging.getLogger(__name__)
+_log = redacting_logger(__name__)
 _POLL_SECONDS = 0.5
 _POLL_REMOTE_SECONDS = 10.0  # in an object store, where a journal arrives in large pieces anyway
 _BACKLOG_SECONDS = 5.0  # between lines on metrics that MLflow missed
@@ -102,7 +102,7 @@ def _show(journal: str, steps: int, stop: threading.Event, enabled: bool) -> Non
                 if kind == "warning":
                     _log.warning("%s", text)
                 elif enabled:
-                    console.print(text, highlight=False, markup=False)
+                    console.print(redact_url(text), highlight=False, markup=False)
             if fresh and enabled:
                 bar.update(task, completed=reader.step, description=reader.text())
                 line = f"training {reader.step}/{steps} {reader.text()}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,10 +11,11 @@ from dataclasses import replace
 from slidr.cluster import session
 from slidr.cluster.session import ClusterError, Node
 from slidr.config import ClusterConfig
+from slidr.urls import redacting_logger
 
 _POLL_S = 5.0
 _REMIND_S = 600.0  # between lines about the same wait
-_log = logging.getLogger(__name__)
+_log = redacting_logger(__name__)
 
 
 def check_room(cluster: ClusterConfig) -> None:

@@ -33,6 +33,7 @@ from slidr.data.records import read_json
 from slidr.data.storage import SENSOR_BYTES, DataError
 from slidr.ops.superpixels import HEAP_PER_PIXEL, slic
 from slidr.types import Frame
+from slidr.urls import redact_url
 
 Compute = Callable[[ImageRef, str, str, SuperpixelConfig], None]  # image, root, folder, parameters
 
@@ -271,5 +272,9 @@ def _write_parameters(folder: str, config: SuperpixelConfig) -> None:
 
 def _write_manifest(report: SuperpixelReport, images: int) -> None:
     """The last file of a run: how many maps its images have, and which images have none."""
-    manifest = {"images": images, "maps": images - len(report.failed), "failed": dict(report.failed)}
+    manifest = {
+        "images": images,
+        "maps": images - len(report.failed),
+        "failed": {redact_url(path): redact_url(reason) for path, reason in report.failed},
+    }
     storage.write_bytes_atomic(storage.join(report.folder, MANIFEST), json.dumps(manifest, indent=2).encode())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import threading
 import time
@@ -27,13 +26,14 @@ from slidr.training.locks import await_writer, launching, writing
 from slidr.training.loop import Outcome, Task, fit
 from slidr.training.optim import total_steps
 from slidr.training.runs import RunFolder, claim, folder_of, identity, of_the_workers, require_same_data
+from slidr.urls import RedactedError, redacting_logger
 
-_log = logging.getLogger(__name__)
+_log = redacting_logger(__name__)
 _SEND_SECONDS = 10.0  # between looks at the journal of workers on other machines
 HELD_OUT: dict[Subset, str] = {"val": "data.val_split", "score": "run.score_frames"}
 
 
-class TrainingFailed(RuntimeError):
+class TrainingFailed(RedactedError, RuntimeError):
     """Training ended before its last step; the message says why and how to go on."""
 
 

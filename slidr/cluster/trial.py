@@ -29,11 +29,12 @@ from slidr.training.runs import RunError, RunFolder, folder_of
 from slidr.training.segment import SegmentTask
 from slidr.tuning.jobs import End, Job, ended, job_config, read_end, write_end
 from slidr.tuning.rungs import falls_short
+from slidr.urls import RedactedError
 
 LOST = "lost"  # the note on why a job last came to no end
 
 
-class NotTrained(RuntimeError):
+class NotTrained(RedactedError, RuntimeError):
     """A job that came to no end for a reason that lies outside it, such as a full disk; the message says which."""
 
 

@@ -40,12 +40,13 @@ from slidr.training.segment import build_segmenter
 from slidr.tuning.agenda import ListAgenda, SearchAgenda
 from slidr.tuning.jobs import End, Group, Job, Kind, fraction_name, job_config, read_end, search_folder
 from slidr.tuning.table import Ends, finals, groups_of, markdown, reasons, rows, table
+from slidr.urls import RedactedError
 
 _FINAL_FILES = ("evaluation.json", "confusion.png", "course.png")
 Tell = Callable[[str], None]
 
 
-class SearchFailed(RuntimeError):
+class SearchFailed(RedactedError, RuntimeError):
     """A search without a result; the message says why and how to go on."""
 
 

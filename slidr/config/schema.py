@@ -18,6 +18,7 @@ from slidr.config.marks import (
     TrackingText,
 )
 from slidr.types import CAMERA_CHANNELS
+from slidr.urls import RedactedError
 
 DatasetName = Literal["nuscenes", "semantic_kitti"]
 NuscenesVersion = Literal["v1.0-trainval", "v1.0-mini", "v1.0-test"]
@@ -71,7 +72,7 @@ Depth = Annotated[float, Limits(least=0, most=1000)]  # m
 Blur = Annotated[float, Limits(least=0, most=1000)]  # pixels
 
 
-class ConfigError(ValueError):
+class ConfigError(RedactedError, ValueError):
     """A configuration that cannot be used; the message names the key, what it got and what it takes."""
 
 

@@ -13,6 +13,8 @@ import zlib
 from dataclasses import dataclass
 from typing import Literal
 
+from slidr.urls import RedactedError
+
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 JPEG_SIGNATURE = b"\xff\xd8\xff"
 
@@ -23,7 +25,7 @@ _BETWEEN_SCANS = frozenset({0xC4, 0xDA, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)})
 _MARKER_IN_PIXELS = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # FF 00 is a byte FF, FF D0 to D7 are restarts
 
 
-class DamagedImage(ValueError):
+class DamagedImage(RedactedError, ValueError):
     """Bytes that are not a whole JPEG or PNG; the message gives the reason, without a file's name."""
 
 

@@ -22,7 +22,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from slidr.config.paths import from_file_uri
 from slidr.data.processes import has_ended, own_mark, parse_mark
-from slidr.urls import redact_url
+from slidr.urls import RedactedError, redact_url
 
 if TYPE_CHECKING:  # loaded for object stores only: paths on this machine need no pyarrow
     from pyarrow import fs
@@ -41,7 +41,7 @@ _TEMPORARY = ".tmp-"
 _STALE_S = 600.0  # a temporary file that is older than this has no writer any more
 
 
-class DataError(ValueError):
+class DataError(RedactedError, ValueError):
     """Data that cannot be used: missing, damaged, or not what the tables say. The message names the file."""
 
 
@@ -340,4 +340,5 @@ def _filesystem(path: str | os.PathLike[str]) -> Any:
 
 def _key(path: str | os.PathLike[str]) -> str:
     """The path inside its file system: bucket/key."""
-    return os.fspath(path).partition("://")[2].partition("?")[0].rstrip("/")
+    host, slash, rest = os.fspath(path).partition("://")[2].partition("?")[0].partition("/")
+    return f"{host.rpartition('@')[2]}{slash}{rest}".rstrip("/")  # without the user and password of the URI

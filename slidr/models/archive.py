@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from slidr.data.storage import WEIGHTS_BYTES
+from slidr.urls import RedactedError
 
 Kind = Literal["zip", "pickle", "safetensors"]
 
@@ -43,7 +44,7 @@ _HARMLESS: list[Any] = [
 ]
 
 
-class Damaged(ValueError):
+class Damaged(RedactedError, ValueError):
     """The reason why a file of weights cannot be read, without the file's name."""
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import glob
 import hashlib
-import logging
 import os
 import time
 import urllib.error
@@ -20,12 +19,12 @@ from slidr.data import storage
 from slidr.models import efficientnet
 from slidr.models.archive import HEAD_BYTES, kind_of
 from slidr.models.files import WeightsError, replacing, sha256_of
-from slidr.urls import redact_url
+from slidr.urls import redact_url, redacting_logger
 
 EncoderName = Literal["resnet18", "resnet50", "vits16", "vits8", "vitb16", "vitb8", "efficientnet_lite0"]
 Progress = Callable[[int, int | None], None]  # bytes so far, bytes in all where the server says
 
-_log = logging.getLogger(__name__)
+_log = redacting_logger(__name__)
 _STALE_S = 86400.0
 
 _META = "https://dl.fbaipublicfiles.com/"

@@ -18,7 +18,7 @@ from torch import Tensor
 from slidr.data import storage
 from slidr.models import archive
 from slidr.models.archive import Damaged, NeedsCode
-from slidr.urls import redact_url
+from slidr.urls import RedactedError, redact_url
 
 # What the user may run where a file's origin is trusted; a test runs exactly these lines.
 _KEEP_TENSORS = """
@@ -35,7 +35,7 @@ _KEEP_TENSORS = """
 """
 
 
-class WeightsError(ValueError):
+class WeightsError(RedactedError, ValueError):
     """Weights that cannot be had, read or used; the message names the file, what was found and what to do."""
 
 

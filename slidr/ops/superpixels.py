@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from functools import cache
 from typing import get_args
@@ -13,6 +12,7 @@ from skimage.color.colorconv import xyz_from_rgb
 
 from slidr.config.schema import SlicEngine
 from slidr.shapes import Float64, Int32, UInt8, UInt16
+from slidr.urls import redacting_logger
 
 MAX_LABELS = 2**16
 MAX_SIGMA = 1000.0  # pixels; a wider filter would take more memory than the image
@@ -20,7 +20,7 @@ HEAP_PER_PIXEL = 250  # bytes that scikit-image's `slic` takes at its peak, meas
 ITERATIONS = 10  # of k-means
 SMALLEST, LARGEST = 0.5, 3  # of a connected region, in parts of the mean superpixel
 _ROWS = 16  # of an image that are converted to Lab together
-_log = logging.getLogger(__name__)
+_log = redacting_logger(__name__)
 
 
 def slic(

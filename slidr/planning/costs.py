@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 from slidr.data import storage
 from slidr.data.records import Types, read_json, require_record
 from slidr.data.storage import DataError
+from slidr.urls import RedactedError
 
 CostName = Literal[
     "slic",  # CPU s an image
@@ -39,7 +40,7 @@ _MOST = 1e18  # above any measurement
 PACKAGED = Path(__file__).with_name("costs.json")
 
 
-class CostError(ValueError):
+class CostError(RedactedError, ValueError):
     """A file of unit costs that cannot be used."""
 
 

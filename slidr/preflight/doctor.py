@@ -10,11 +10,12 @@ from rich.console import Console
 from slidr.config import Config
 from slidr.preflight.checks import cheap, thorough
 from slidr.preflight.findings import Finding, Stage, Status
+from slidr.urls import RedactedError
 
 _COLOURS: dict[Status, str] = {"ok": "green", "warning": "yellow", "error": "red"}
 
 
-class PreflightError(RuntimeError):
+class PreflightError(RedactedError, RuntimeError):
     """A job that cannot succeed as things are; the message lists what is wrong and what to do."""
 
 

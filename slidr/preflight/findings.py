@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from slidr.urls import redact_url
+
 Status = Literal["ok", "warning", "error"]
 Stage = Literal["frames", "superpixels", "pretrain", "finetune", "evaluate", "tune"]
 
@@ -17,3 +19,7 @@ class Finding:
     status: Status
     what: str
     next: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("what", "next"):
+            object.__setattr__(self, name, redact_url(getattr(self, name)))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 
 from slidr.data import storage
-from slidr.urls import redact_url
+from slidr.urls import redact_url, redacting_logger
 
-_log = logging.getLogger(__name__)
+_log = redacting_logger(__name__)
 
 
 def save_picture(path: str, draw: Callable[[], bytes]) -> str | None:

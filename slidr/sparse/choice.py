@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
-import logging
 import math
 import os
 from collections.abc import Callable
@@ -22,13 +21,14 @@ from torch import Tensor
 
 from slidr.sparse import cpu_kernels
 from slidr.sparse.kernel_map import KernelMap
+from slidr.urls import redacting_logger
 
 Algorithm = Literal["gather", "cpu", "triton"]
 Direction = Literal["forward", "input gradient", "weight gradient"]
 SWITCH = "SLIDR_SPARSE"
 _RUNS = 5
 
-_log = logging.getLogger(__name__)
+_log = redacting_logger(__name__)
 _fastest: dict[tuple, Algorithm] = {}
 
 

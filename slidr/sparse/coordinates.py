@@ -15,6 +15,7 @@ from torch import Tensor
 
 from slidr.shapes import Int32, Int64
 from slidr.sparse.kernel_map import KernelMap, strided_map, submanifold_map, window_map
+from slidr.urls import RedactedError
 
 LIMIT = 2**15  # coordinates lie in [-LIMIT, LIMIT)
 MAX_BATCH = 2**12
@@ -24,7 +25,7 @@ _BIAS = 2 ** (_BITS - 1)
 Triple = tuple[int, int, int]
 
 
-class CoordinateError(ValueError):
+class CoordinateError(RedactedError, ValueError):
     """Coordinates that the engine cannot hold; the message says which and why."""
 
 

@@ -7,7 +7,6 @@ multiply-adds run on the processor's widest vectors. Needs no compiler: LLVM com
 from __future__ import annotations
 
 import functools
-import logging
 import platform
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +20,7 @@ from slidr.sparse.cpu_ir import AVX2, AVX512, BLOCK, CONVOLVE, NEON, TRANSPOSE, 
 from slidr.sparse.cpu_threads import in_parallel
 from slidr.sparse.gather import scratch
 from slidr.sparse.kernel_map import KernelMap
+from slidr.urls import redacting_logger
 
 _TILE_FLOATS = 2**17  # of a tile of output rows: half a megabyte, which a core's cache holds
 _ORDER = {"convolve": CONVOLVE, "weight_gradient": WEIGHT_GRADIENT, "transpose": TRANSPOSE}
@@ -28,7 +28,7 @@ _ORDER = {"convolve": CONVOLVE, "weight_gradient": WEIGHT_GRADIENT, "transpose":
 # against float64 is 4.0e-7, 3.1e-7, 2.9e-7, 3.2e-7 on 15000 random pairs of 96 channels; one BLAS product's is 3.0e-7.
 _BLOCK, _CHUNK = 64, 128
 
-_log = logging.getLogger(__name__)
+_log = redacting_logger(__name__)
 
 
 def suits(x: Tensor, weight: Tensor) -> bool:

@@ -20,7 +20,6 @@ beside its final name and renamed, so a kill leaves either the old folder or the
 from __future__ import annotations
 
 import io
-import logging
 import os
 import re
 from collections.abc import Callable
@@ -34,17 +33,17 @@ from slidr.models import archive
 from slidr.models.files import open_weights
 from slidr.training import workers
 from slidr.training.schema import schema_problem
-from slidr.urls import redact_url
+from slidr.urls import RedactedError, redact_url, redacting_logger
 
 FORMAT = 1
 _NAME = re.compile(r"step-(\d{8})\.pt$")
 _BEST = "best.pt"
 _NONE, _UNREADABLE = -1, -2  # in the place of a step number
-_log = logging.getLogger(__name__)
+_log = redacting_logger(__name__)
 Misfit = Callable[[dict[str, Any]], str | None]  # why a run cannot go on from a checkpoint; None: it can
 
 
-class CheckpointError(ValueError):
+class CheckpointError(RedactedError, ValueError):
     """A checkpoint that cannot be used; the message names the file and what is wrong with it."""
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import logging
 import os
 import socket
 import time
@@ -21,6 +20,7 @@ from typing import BinaryIO
 from slidr.data import storage
 from slidr.data.processes import boot
 from slidr.training.runs import RunError, RunFolder
+from slidr.urls import redacting_logger
 
 # For what outlives a killed process: Ray ends a driver's workers within seconds, an NFSv4 server lets go of a lost
 # machine's locks after 90 s.
@@ -33,7 +33,7 @@ _CANNOT = _REFUSED | {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSY
 _BUSY = {errno.EWOULDBLOCK, errno.EACCES}  # EACCES: SMB's
 _BOOT = "boot "  # begins the second line of a lock file
 _REPLACED = 10  # times in a row that a lock file can be another one by then; more, and its numbers mean nothing
-_log = logging.getLogger(__name__)
+_log = redacting_logger(__name__)
 
 
 class InUse(RunError):

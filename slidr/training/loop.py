@@ -7,7 +7,6 @@ come from is the loader's. It knows nothing of Ray: the process group, if any, i
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 import resource
 import time
@@ -29,10 +28,11 @@ from slidr.training.optim import (
     total_steps,
 )
 from slidr.training.schema import Expected
+from slidr.urls import RedactedError, redacting_logger
 
 EMPTY_STEPS = 10  # steps in a row that may have nothing to learn from
 _NAMED_FRAMES = 4
-_log = logging.getLogger(__name__)
+_log = redacting_logger(__name__)
 _DTYPES: dict[Precision, torch.dtype] = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -93,15 +93,15 @@ class Outcome:
     metrics: dict[str, float]  # the last validation's
 
 
-class Diverged(RuntimeError):
+class Diverged(RedactedError, RuntimeError):
     """The loss is no longer a finite number, or no longer a sensible one."""
 
 
-class NothingToLearn(RuntimeError):
+class NothingToLearn(RedactedError, RuntimeError):
     """Batches in a row hold nothing that the loss learns from, so its 0 says nothing; the message names frames."""
 
 
-class OutOfMemory(RuntimeError):
+class OutOfMemory(RedactedError, RuntimeError):
     """A batch does not fit into the GPU's memory; the message names the keys that make it smaller."""
 
 

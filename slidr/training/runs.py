@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import re
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -44,13 +44,13 @@ from slidr.data.records import read_record
 from slidr.data.storage import RECORD_BYTES, DataError
 from slidr.models.weights import weights_digest
 from slidr.training.checkpoint import CheckpointFolder
-from slidr.urls import redact_url
+from slidr.urls import RedactedError, redact_url, redacting_logger
 
-_log = logging.getLogger(__name__)
+_log = redacting_logger(__name__)
 _DIGEST = "sha256"  # of the other values of a result
 
 
-class RunError(ValueError):
+class RunError(RedactedError, ValueError):
     """A run folder that cannot be used as asked."""
 
 
@@ -79,11 +79,18 @@ class RunFolder:
         renamed = any(isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) for value in record.values())
         if renamed or digest not in (None, _digest_of(record)):
             raise DataError(f"{redact_url(path)}: is damaged (its values are not those of its {_DIGEST}); {again}")
-        return record
+        return _each_text(record, self._with_secrets)
+
+    def _with_secrets(self, text: str) -> str:
+        """The path of a file of this folder as this process reaches it; the record has it without secrets."""
+        public = redact_url(self.path)
+        inside = public != self.path and text.startswith(f"{public}/")
+        return self.file(text.removeprefix(f"{public}/")) if inside else text
 
     def finish(self, result: dict[str, Any]) -> None:
         """Writes the final scores, which makes the run a finished one."""
-        signed = {**result, _DIGEST: _digest_of(result)}
+        public = _each_text(result, redact_url)
+        signed = {**public, _DIGEST: _digest_of(public)}
         storage.write_bytes_atomic(self.file("result.json"), json.dumps(signed, indent=2).encode())
 
     def note(self, name: str, text: str | None = None) -> str | None:
@@ -93,7 +100,7 @@ class RunFolder:
         """
         path = self.file(name)
         if text is not None:
-            storage.write_bytes_atomic(path, text.encode())
+            storage.write_bytes_atomic(path, redact_url(text).encode())
             return text
         return _text(path) if storage.present(path) else None
 
@@ -249,6 +256,15 @@ def _text(path: str) -> str:
         return storage.read_bytes(path, RECORD_BYTES).decode()
     except UnicodeDecodeError:
         raise DataError(f"{redact_url(path)}: is damaged (not text); copy it again or remove it") from None
+
+
+def _each_text(value: Any, change: Callable[[str], str]) -> Any:
+    """A record with every text in it changed."""
+    if isinstance(value, dict):
+        return {key: _each_text(inner, change) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_each_text(inner, change) for inner in value]
+    return change(value) if isinstance(value, str) else value
 
 
 def _digest_of(record: dict[str, Any]) -> str:

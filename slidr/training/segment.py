@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -20,11 +19,12 @@ from slidr.shapes import Float, Int64
 from slidr.training import workers
 from slidr.training.norms import NormLag
 from slidr.types import ScanBatch
+from slidr.urls import redacting_logger
 
 HEAD = "final."  # the last layer's parameters, in every student
 BANDS = (20.0, 40.0)  # m from the sensor: near, middle and far points are scored apart
 BAND_NAMES = ("0-20 m", "20-40 m", "40+ m")
-_log = logging.getLogger(__name__)
+_log = redacting_logger(__name__)
 
 
 class Segmenter(nn.Module):

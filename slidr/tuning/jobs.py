@@ -14,6 +14,7 @@ from slidr.data import storage
 from slidr.data.records import Types, parse_json, require_record
 from slidr.data.storage import RECORD_BYTES, DataError
 from slidr.training.runs import RunFolder, folder_of
+from slidr.urls import redact_url
 
 Values = Mapping[str, Any]  # numbers, by keys of `optim`
 Kind = Literal["trial", "final"]
@@ -132,7 +133,8 @@ def read_end(folder: RunFolder) -> End | None:
 
 def write_end(folder: RunFolder, end: End) -> None:
     """Records an end, whole or not at all; a job with a record is never run again."""
-    storage.write_bytes_atomic(folder.file("end.json"), end_to_json(end).encode())
+    public = replace(end, reason=None if end.reason is None else redact_url(end.reason))
+    storage.write_bytes_atomic(folder.file("end.json"), end_to_json(public).encode())
 
 
 def ended(score: float, **rest: Any) -> End:
