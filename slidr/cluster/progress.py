@@ -16,7 +16,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from slidr.data import storage
-from slidr.tracking_journal import parse_line
 from slidr.urls import redact_url, redacting_logger
 
 _log = redacting_logger(__name__)
@@ -128,6 +127,8 @@ class _Tail:
 
     def read(self) -> bool:
         """Takes in whole new lines; true when there were metrics among them."""
+        from slidr.tracking_journal import parse_line  # here: it brings torch, which a superpixel task does not need
+
         fresh = self._fresh()
         whole = fresh[: fresh.rfind(b"\n") + 1]
         self.position += len(whole)

@@ -9,10 +9,11 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-from slidr.config import Config, ConfigError, absolute_path, dump, load
+from slidr.config import Config, ConfigError, absolute_path, dump
 from slidr.data import storage
 from slidr.data.records import Types, read_record
-from slidr.training.runs import RunError, RunFolder, differences, identity
+from slidr.data.storage import DataError
+from slidr.training.runs import RunError, RunFolder, differences, identity, recorded_config
 from slidr.tuning.jobs import search_folder
 
 # What may change between two launches of a search: what there is of it then still is of it.
@@ -69,8 +70,8 @@ def _record_of(folder: RunFolder) -> dict[str, Any]:
 def _config_of(folder: RunFolder) -> Config:
     """The config in a folder. Raises `RunError` where it is damaged."""
     try:
-        return load(folder.file("config.yaml"))
-    except ConfigError as error:
+        return recorded_config(folder.file("config.yaml"))
+    except (ConfigError, DataError) as error:
         raise RunError(
             f"{error}\nThe record in {folder.path} is damaged: copy that file again, or start again with --fresh (what "
             f"is there is set aside)"

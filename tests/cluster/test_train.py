@@ -179,12 +179,12 @@ def test_a_resumed_run_waits_for_its_killed_drivers_worker_and_sees_what_that_st
     worker.__enter__()
 
     def ends(seconds: float) -> None:
-        folder.finish({"steps": 10})
+        folder.finish({"steps": 10, "epochs": 5})
         worker.__exit__(None, None, None)
 
     monkeypatch.setattr(locks, "WAIT_S", 120.0)
     monkeypatch.setattr(locks, "_sleep", ends)
-    assert pretrain(config, progress=False) == {"steps": 10}
+    assert pretrain(config, progress=False) == {"steps": 10, "epochs": 5}
 
 
 def test_of_two_processes_that_launch_a_run_one_is_refused_and_the_other_awaits_the_worker_of_a_dead_driver(
