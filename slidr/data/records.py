@@ -12,6 +12,7 @@ from slidr.data import storage
 from slidr.data.storage import RECORD_BYTES, DataError
 
 Types = type | tuple[type, ...]
+_INTEGERS = 2**63  # as many as a table of results, or MLflow, can keep
 _COPY = "copy the file again or remove it"
 
 
@@ -52,7 +53,8 @@ def require_record(
     optional: Mapping[str, Types] | None = None,
     next_step: str = _COPY,
 ) -> dict[str, Any]:
-    """`value` if it is an object with these keys and types (`bool` is not an `int`, an `int` is a `float`).
+    """`value` if it is an object with these keys and types (`bool` is not an `int`, an `int` is a `float` and has
+    at most 64 bits).
 
     Floats must be finite. An optional key may be absent. Raises `DataError` naming the first key that differs.
     """
@@ -75,7 +77,9 @@ def _is(value: Any, types: Types) -> bool:
         return bool in wanted
     if isinstance(value, float):
         return float in wanted and math.isfinite(value)
-    return isinstance(value, wanted) or (isinstance(value, int) and float in wanted)
+    if isinstance(value, int):
+        return (int in wanted or float in wanted) and -_INTEGERS <= value < _INTEGERS
+    return isinstance(value, wanted)
 
 
 def _names(types: Types) -> str:

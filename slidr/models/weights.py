@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -305,6 +304,9 @@ def _mapping(value: Any, what: str, source: str) -> Mapping[str, Any]:
     return value
 
 
+_LONGEST_VOXEL = 1e6  # m or degrees; a longer one is damage
+
+
 def _sizes(size: Any, cylindrical: bool, source: str) -> tuple[float, ...]:
     """One number s stands for (s m, 1 degree, s m), Cartesian (s, s, s) m."""
     if isinstance(size, int | float):
@@ -312,9 +314,12 @@ def _sizes(size: Any, cylindrical: bool, source: str) -> tuple[float, ...]:
     if (
         not isinstance(size, list | tuple)
         or len(size) != 3
-        or not all(isinstance(length, int | float) and math.isfinite(length) for length in size)
+        or not all(isinstance(length, int | float) and 0 < length < _LONGEST_VOXEL for length in size)
     ):
-        raise WeightsError(f"{source}: config: voxel_size: expected one or three finite numbers, got {str(size)[:80]}")
+        raise WeightsError(
+            f"{source}: config: voxel_size: expected one or three lengths from 0 to {_LONGEST_VOXEL:g}, got "
+            f"{str(size)[:80]}"
+        )
     return tuple(round(float(length), 6) for length in size)
 
 

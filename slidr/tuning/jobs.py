@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 from collections.abc import Mapping
@@ -89,6 +90,11 @@ def end_to_json(end: End) -> str:
 def end_from_json(text: str | bytes, name: str = "end") -> End:
     """The end that a record describes; `name` names the record. Raises `DataError` for what is not one."""
     raw = require_record(parse_json(text, name, _AGAIN), name, _REQUIRED, _OPTIONAL, _AGAIN)
+    lacking = [key for key in _OPTIONAL if key not in raw]  # as in records of other versions, which have other keys
+    for key in raw.keys() - {*_REQUIRED, *_OPTIONAL}:
+        near = difflib.get_close_matches(key, lacking, n=1)
+        if near:
+            raise DataError(f"{name}: unknown key {key[:40]!r} and no {near[0]}; {_AGAIN}")
     status, score, curve = raw["status"], raw.get("score"), raw.get("curve", [])
     if status not in get_args(Status):
         raise DataError(f"{name}: status: expected one of {', '.join(get_args(Status))}, got {status!r:.80}; {_AGAIN}")

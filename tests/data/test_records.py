@@ -38,6 +38,8 @@ def test_a_sound_record_comes_back_with_its_further_keys(tmp_path: Path) -> None
         '{"name": "a", "steps": true, "score": null}',
         '{"name": "a", "steps": 3.5, "score": null}',
         '{"name": "a", "steps": 3, "score": NaN}',
+        '{"name": "a", "steps": 9223372036854775808, "score": null}',
+        '{"name": "a", "steps": 3, "score": 1180591620717411303424}',
         '{"name": "a", "steps": 3, "score": 1e999}',
         '{"name": "a", "steps": ' + "9" * 5000 + ', "score": 1}',
     ],

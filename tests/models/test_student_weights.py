@@ -142,6 +142,13 @@ def test_other_voxels_are_an_error_with_both_values(
     load_student(student(), tmp_path / "s.pt")  # nothing expected, nothing compared
 
 
+@pytest.mark.parametrize("size", [10**400, -0.1, [0.1, float("nan"), 0.1], [0.1, 1.0], "0.1"])
+def test_a_voxel_size_that_is_not_one_is_refused_by_name(size: Any, student_state: State, tmp_path: Path) -> None:
+    torch.save({"model_points": student_state, "config": {"voxel_size": size}}, tmp_path / "s.pt")
+    with pytest.raises(WeightsError, match=r"s\.pt: config: voxel_size: expected one or three lengths"):
+        load_student(student(), tmp_path / "s.pt", expect=voxel_expectation(VoxelConfig()))
+
+
 def test_a_cartesian_scalar_is_a_cube(student_state: State, tmp_path: Path) -> None:
     config = {"voxel_size": 0.1, "cylindrical_coordinates": False}
     torch.save({"model_points": student_state, "config": config}, tmp_path / "s.pt")

@@ -103,3 +103,16 @@ def test_records_of_other_versions_are_read(tmp_path: Path) -> None:
     read = read_end(folder)
     assert read is not None
     assert math.isnan(read.curve[0][1])
+
+
+@pytest.mark.parametrize("key", ["score", "curve", "steps", "seconds"])
+def test_a_key_with_a_damaged_letter_is_not_taken_for_an_absent_one(key: str) -> None:
+    damaged = {**WHOLE, "status": "failed", "score": None}
+    damaged[f"x{key[1:]}"] = damaged.pop(key)
+    with pytest.raises(DataError, match=rf"end\.json: unknown key 'x{key[1:]}' and no {key}; copy the file again"):
+        end_from_json(json.dumps(damaged), "end.json")
+
+
+def test_a_count_that_no_table_could_keep_is_refused() -> None:
+    with pytest.raises(DataError, match=r"end\.json: steps: expected int"):
+        end_from_json(record(steps=2**70), "end.json")
