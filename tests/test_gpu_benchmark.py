@@ -31,7 +31,7 @@ from slidr.planning.estimate import Machines, plan_training, train_setting
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "benchmarks"))
 
-from gpu_parts import child, floors, loading, others, repeating, sections, street, students  # noqa: E402
+from gpu_parts import child, floors, loading, others, repeating, sections, steps, street, students  # noqa: E402
 from gpu_parts.bench import FULL, SMALL, Bench, relative  # noqa: E402
 from gpu_parts.rows import NO_GPU, Channel, Row, judged, table  # noqa: E402
 
@@ -325,6 +325,17 @@ def test_a_plan_with_the_benchmarks_unit_costs_answers_in_gpu_hours(gpu: ModuleT
     assert plan.memory_bytes == 4e9
     assert not plan.missing
     assert {entry.machine for entry in plan.basis} == {"a GPU, torch 2.11"}
+
+
+def test_a_steps_unit_costs_are_a_keyframes_and_have_the_settings_that_a_plan_asks_for() -> None:
+    made: list[dict[str, Any]] = []
+    bench = Bench(SMALL, time.time() + 60, None, made.append)
+    steps._costs(bench, "float32", steps.Steps(times=[900.0, 30.0, 50.0, 40.0], warm_up=1))
+    assert [entry["name"] for entry in made] == ["train_frame", "validate_frame", "worker_memory"]
+    assert made[0]["value"] == 0.04 / SMALL.clouds  # seconds
+    assert made[1]["value"] > 0
+    assert made[2]["value"] > 100e6  # bytes: torch alone takes more
+    assert all(entry["setting"] == train_setting("pretrain", bench.config()) for entry in made)
 
 
 def test_without_measured_unit_costs_no_file_is_written(gpu: ModuleType, tmp_path: Path) -> None:

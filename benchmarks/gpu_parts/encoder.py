@@ -13,7 +13,7 @@ from gpu_parts.floors import teacher_work
 from gpu_parts.rows import NO_GPU, Row
 from slidr.models.teachers import Teacher, build_teacher
 
-CLOSE = 2e-2  # of a faster variant in bfloat16 from the plain one, both rounded in their own order
+CLOSE = 4e-2  # of a faster variant in bfloat16 from the plain one, both rounded in their own order
 
 
 def _built(bench: Bench) -> tuple[Teacher, Tensor]:

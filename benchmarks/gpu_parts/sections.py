@@ -30,7 +30,6 @@ SECTIONS: dict[str, Section] = {
     "teacher": Section("correct", 8, "objectives", "teacher"),
     "float16": Section("correct", 8, "steps", "float16"),
     "edges": Section("correct", 20, "limits", "edges"),
-    "memory": Section("correct", 5, "limits", "out_of_memory"),
     "rates": Section("time", 5, "times", "rates"),
     "copy": Section("time", 3, "times", "host_to_device"),
     "maps": Section("time", 4, "times", "kernel_maps"),
@@ -42,6 +41,7 @@ SECTIONS: dict[str, Section] = {
     "batches": Section("time", 25, "steps", "batches"),
     "repeat": Section("correct", 20, "steps", "repeat"),
     "loader": Section("loader", 40, "loading", "loader"),
+    "memory": Section("correct", 5, "limits", "out_of_memory"),
     "compile": Section("time", 70, "encoder", "compiled"),
     "others": Section("time", 40, "others", "spconv"),
 }

@@ -60,6 +60,8 @@ def choose(
             times["gather"] = measure(candidates["gather"])
         try:
             times["triton"] = measure(candidates["triton"])
+        except torch.OutOfMemoryError:
+            return "gather"  # for now: what another part of the process holds is no property of the convolution
         except Exception as error:  # no C compiler for its launcher, a driver too old, too few registers
             _tell_once(f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}")
         _fastest[key] = min(times, key=times.__getitem__)
@@ -121,7 +123,8 @@ def _tell_once(reason: str) -> None:
 def _class_of(direction: Direction, x: Tensor, weight: Tensor, kernel_map: KernelMap) -> tuple:
     """What a measurement holds for: sizes count in powers of two."""
     sizes = (kernel_map.num_pairs.bit_length(), kernel_map.num_outputs.bit_length())
-    return (direction, x.device, x.dtype, *weight.shape, *sizes)
+    products = torch.backends.cuda.matmul.fp32_precision if x.dtype == torch.float32 else ""  # whole, or TF32
+    return (direction, x.device, x.dtype, products, *weight.shape, *sizes)
 
 
 def _milliseconds(run: Callable[[], object], device: torch.device) -> float:

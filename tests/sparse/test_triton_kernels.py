@@ -328,6 +328,40 @@ def test_triton_runs_where_gathering_does_not_fit_into_memory() -> None:
     assert list(choice.chosen().values()) == ["triton"]
 
 
+@pytest.mark.usefixtures("nothing_measured")
+def test_a_gpu_that_is_full_for_the_moment_decides_nothing_for_later() -> None:
+    kernel_map = maps()["submanifold"]
+    x, weight, _ = operands(kernel_map, 8, 8, torch.float32)
+    full = [True]
+
+    def triton() -> None:
+        if full[0]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def measure(run: Callable[[], Any]) -> float:
+        run()
+        return 1.0 if run is triton else 2.0
+
+    candidates: Any = {"gather": lambda: None, "triton": triton}
+    assert choice.choose("forward", x, weight, kernel_map, candidates, measure) == "gather"
+    full[0] = False
+    assert choice.choose("forward", x, weight, kernel_map, candidates, measure) == "triton"
+
+
+@pytest.mark.usefixtures("nothing_measured")
+def test_tf32_products_are_measured_apart_from_whole_ones() -> None:
+    kernel_map = maps()["submanifold"]
+    x, weight, _ = operands(kernel_map, 8, 8, torch.float32)
+    before = torch.get_float32_matmul_precision()
+    try:
+        for precision in ("highest", "high", "highest"):
+            torch.set_float32_matmul_precision(precision)
+            choice.choose("forward", x, weight, kernel_map, {"gather": int, "triton": int}, lambda run: 1.0)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert len(choice.chosen()) == 2
+
+
 @needs_triton
 def test_float32_products_are_whole_unless_tf32_is_allowed_by_either_of_its_names() -> None:
     from slidr.sparse import triton_kernels
