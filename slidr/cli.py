@@ -104,7 +104,10 @@ COMMANDS: dict[str, Command] = {
     "ui": Command("MLflow's page over the runs, on loopback, until interrupted", _ui),
 }
 _SYNTHESIZE = "write a synthetic street world as a nuScenes dataroot: slidr synthesize OUT [--scale 0.25 ...]"
-_EXPORT = "write a student for other tools: slidr export CHECKPOINT --format openpcdet|slidr|safetensors [--out PATH]"
+_EXPORT = (
+    "write a student for other tools: slidr export CHECKPOINT --format openpcdet|slidr|safetensors [--out PATH] "
+    "[--intensity-scale FACTOR] [--spconv 1|2]"
+)
 _PLAN = (
     "hours, storage and memory of a config's jobs on a cluster: slidr plan CONFIG [--nodes N --cpus C --gpus G] "
     "[--measure] [--costs FILE] [--json] [--section.key value ...]"
@@ -120,6 +123,8 @@ class ExportOptions:
 
     format: Literal["openpcdet", "slidr", "safetensors"]
     out: str | None = None  # the file to write; none: beside the checkpoint
+    intensity_scale: float | None = None  # openpcdet, VoxelNet: 255 for data of 0..1 after a pretraining on 0..255
+    spconv: Literal[1, 2] = 2  # openpcdet, VoxelNet: the version whose layout of kernels is written
 
 
 def main(arguments: list[str] | None = None, own_process: bool = False) -> int:

@@ -22,7 +22,7 @@ from slidr.data.download import Download
 from slidr.data.frames import open_table, write_frames
 from slidr.data.synthetic import write_dataroot
 from slidr.models.download import student_file
-from slidr.models.export import export_openpcdet, export_safetensors, export_slidr
+from slidr.models.export import Spconv, export_safetensors, export_slidr, metadata_of, openpcdet_state
 from slidr.models.files import read_checkpoint, write_checkpoint
 from slidr.models.weights import student_state
 from slidr.preflight.doctor import preflight
@@ -112,7 +112,7 @@ def run_finetuning(config: Config) -> dict[str, Any]:
     """Fine-tunes (or probes) a student and shows its scores; see `slidr.cluster.finetune`."""
     preflight(config, "finetune", console)
     report = build_segmenter(config)[1]  # fails before any worker is started
-    loaded = f"{config.student.weights}: {report}" if report else "random"
+    loaded = f"{redact_url(config.student.weights or '')}: {report}" if report else "random"
     console.print(f"weights: {loaded}")
     folder = folder_of(config)
     _tell_if_finished(config, folder)
@@ -161,30 +161,41 @@ def run_search(config: Config) -> dict[str, Any]:
     return result
 
 
-def export_student(checkpoint: str | Path, form: ExportFormat, out: str | Path | None = None) -> str:
+def export_student(
+    checkpoint: str | Path,
+    form: ExportFormat,
+    out: str | Path | None = None,
+    intensity_scale: float | None = None,
+    spconv: Spconv = 2,
+) -> str:
     """Writes the student of any readable checkpoint in another tool's layout; returns the path.
 
     Without `out` the file stands beside the checkpoint, named by the format; that of a checkpoint from the web in the
-    working folder. Both may be in an object store. Raises `WeightsError` for a file that cannot be read or holds no
-    student.
+    working folder. Both may be in an object store. `intensity_scale` and `spconv` are of the format openpcdet, see
+    `openpcdet_state`. Raises `WeightsError` for a file that cannot be read or holds no student.
     """
+    if form != "openpcdet" and (intensity_scale is not None or spconv != 2):
+        raise ConfigError(f"export: intensity_scale and spconv only apply to --format openpcdet, got {form}")
     source = redact_url(os.fspath(checkpoint))
     contents = read_checkpoint(student_file(checkpoint))
     state = student_state(contents, source)
     path = os.fspath(out) if out is not None else _export_path(os.fspath(checkpoint), _EXPORT_ENDINGS[form])
-    epoch, config = contents.get("epoch", 0), contents.get("config") or {}
+    epoch, config = metadata_of(contents, source)
+    tensors = len(state)
     with tempfile.TemporaryDirectory() as scratch:
         # The formats' writers write files of this machine.
         target = Path(scratch, "student") if storage.is_remote(path) else Path(path)
         if form == "openpcdet":
-            export_openpcdet(target, state)
+            exported = openpcdet_state(state, intensity_scale, spconv)
+            tensors = len(exported["model_state"])  # without the pretraining head
+            write_checkpoint(target, exported)
         elif form == "slidr":
             write_checkpoint(target, export_slidr(state, None, epoch, config))
         else:
             export_safetensors(target, state, epoch, config)
         if storage.is_remote(path):
             storage.write_bytes_atomic(path, target.read_bytes())
-    console.print(f"export: {len(state)} tensors -> {redact_url(path)}")
+    console.print(f"export: {tensors} tensors -> {redact_url(path)}")
     return path
 
 

@@ -30,6 +30,7 @@ from slidr.training.loop import Outcome
 from slidr.training.runs import RunFolder, folder_of, identity
 from slidr.training.segment import BAND_NAMES, ScanCounts, SegmentTask, count_scans, require_segmentation
 from slidr.types import ScanBatch
+from slidr.urls import redact_url
 
 
 def evaluate(config: Config, progress: bool = False) -> dict[str, Any]:
@@ -139,7 +140,7 @@ class EvaluateStage:
 
     def keep(self, task: EvaluateTask, config: Config, folder: RunFolder, outcome: Outcome) -> dict[str, Any]:
         """Writes the scores as JSON and as a page, and ends a submission."""
-        kept: dict[str, Any] = {"checkpoint": config.evaluation.checkpoint}
+        kept: dict[str, Any] = {"checkpoint": redact_url(config.evaluation.checkpoint or "")}
         if config.evaluation.submission is not None:
             task.submission().close()
             kept["submission"] = config.evaluation.submission

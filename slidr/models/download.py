@@ -83,7 +83,7 @@ def resolve(
     """
     if sha256 is not None and (len(sha256) != 64 or set(sha256.lower()) - set("0123456789abcdef")):
         raise WeightsError(f"sha256: expected 64 hexadecimal digits, got {sha256!r}")
-    path, url = whereabouts(weights, cache, encoder=encoder)
+    path, url = locate_weights(weights, cache, encoder=encoder)
     if url is not None:
         path = _fetched(url, path, sha256, progress)
     expected = sha256.lower() if sha256 is not None else _DIGEST_IN_NAME.get(path.name)
@@ -97,7 +97,7 @@ def resolve(
     return path
 
 
-def whereabouts(
+def locate_weights(
     weights: str, cache: str | Path | None = None, *, encoder: EncoderName = "resnet50"
 ) -> tuple[Path, str | None]:
     """The file on this machine that `weights` means, and the URL it comes from where it is not there yet.
@@ -129,15 +129,22 @@ def is_url(weights: str) -> bool:
     return weights.startswith(("http://", "https://"))
 
 
+def student_location(weights: str | Path, cache: str | Path | None = None) -> tuple[str, str | None]:
+    """Where a student's file is or will be, and the URL it comes from where it is not there yet."""
+    name = os.fspath(weights)
+    if is_url(name):
+        path, url = locate_weights(name, cache)
+        return str(path), url
+    return (name if storage.is_remote(name) else storage.join(name)), None  # file:// is a path
+
+
 def student_file(weights: str | Path, cache: str | Path | None = None) -> str:
     """Where a student's file can be read: an http(s) URL's copy on this machine, anything else as it is.
 
     URLs are downloaded once into `cache`, as `resolve` does it. Raises `WeightsError` where that fails.
     """
     name = os.fspath(weights)
-    if is_url(name):
-        return str(resolve(name, cache=cache))
-    return name if storage.is_remote(name) else storage.join(name)  # file:// is a path
+    return str(resolve(name, cache=cache)) if is_url(name) else student_location(name)[0]
 
 
 def _local(weights: str, encoder: EncoderName) -> Path:

@@ -100,6 +100,12 @@ def encoder_state(checkpoint: Mapping[str, Any], kind: EncoderName, source: str 
     )
 
 
+def require_encoder(path: str | Path, kind: EncoderName) -> None:
+    """Raises `WeightsError` for a file that cannot be read or holds no such encoder, or not one of finite numbers."""
+    state = encoder_state(read_checkpoint(path), kind, str(path))
+    _require_numbers({n: v for n, v in state.items() if not n.startswith(_UNUSED_BY_ENCODER)}, None, str(path))
+
+
 def load_encoder(
     encoder: nn.Module, checkpoint: Mapping[str, Any], kind: EncoderName, source: str = "checkpoint"
 ) -> LoadReport:
@@ -174,6 +180,7 @@ def load_student(
 def student_state(checkpoint: Mapping[str, Any], source: str = "checkpoint") -> State:
     """The student inside a checkpoint's contents, under the published names, whatever container and prefix it has.
 
+    Kernels of spconv 1 are turned into spconv 2's layout.
     For where there is no module to fill: the names are those of the student that `load_student` would take. Raises
     `WeightsError` where neither a VoxelNet nor a MinkUNet is in it, or more than one.
     """
@@ -194,6 +201,9 @@ def student_state(checkpoint: Mapping[str, Any], source: str = "checkpoint") -> 
     if _CONTRAST_TRUNK in prefix:
         state = {name: value for name, value in state.items() if not name.startswith(_CONTRAST_HEAD)}
     _require_numbers(state, None, source)
+    stem = state.get(VOXELNET_STEM)
+    if stem is not None and stem.shape[:3] == (3, 3, 3) != stem.shape[1:4]:  # spconv 1, see `_fitted`
+        return {n: v.permute(4, 0, 1, 2, 3).contiguous() if v.ndim == 5 else v for n, v in state.items()}
     return state
 
 
@@ -260,7 +270,7 @@ def _same_classes(state: State, own: Mapping[str, Tensor], source: str) -> None:
 
 def _agree(config: Any, expect: Mapping[str, Any], source: str) -> None:
     """Raises where the checkpoint was made with other voxels than `expect` says."""
-    found = _voxels_in(config, source)
+    found = voxels_in(config, source)
     for key in ("cylindrical_coordinates", "azimuth_wrap", "voxel_size"):
         got, want = found.get(key), expect.get(key)
         if got is None or want is None:
@@ -278,8 +288,11 @@ def _agree(config: Any, expect: Mapping[str, Any], source: str) -> None:
             )
 
 
-def _voxels_in(config: Any, source: str) -> dict[str, Any]:
-    """`voxel_size`, `cylindrical_coordinates` and `azimuth_wrap`: at the config's top, or in ours under data.voxel."""
+def voxels_in(config: Any, source: str) -> dict[str, Any]:
+    """`voxel_size`, `cylindrical_coordinates` and `azimuth_wrap`: at the config's top, or in ours under data.voxel.
+
+    Raises `WeightsError` for values of another type.
+    """
     config = _mapping(config, "config", source)
     data = config.get("data")
     voxel = _mapping(data.get("voxel"), "config: data.voxel", source) if isinstance(data, Mapping) else {}
@@ -294,6 +307,8 @@ def _voxels_in(config: Any, source: str) -> dict[str, Any]:
     for key in ("cylindrical_coordinates", "azimuth_wrap"):
         if not isinstance(found.get(key), int | None):  # a bool is an int
             raise WeightsError(f"{source}: config: {key}: expected true or false, got {type(found[key]).__name__}")
+    if found.get("voxel_size") is not None:
+        _sizes(found["voxel_size"], True, source)
     return found
 
 

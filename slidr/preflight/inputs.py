@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,13 +22,15 @@ from slidr.data.loading import require_labels, subset_frames
 from slidr.data.plan import spread
 from slidr.data.samples import point_labels, read_camera, read_cloud, read_superpixels
 from slidr.data.storage import DataError
-from slidr.models.download import whereabouts
-from slidr.models.files import WeightsError
+from slidr.models.download import EncoderName, locate_weights, student_location
+from slidr.models.files import WeightsError, read_checkpoint
 from slidr.models.teachers import TEACHERS
+from slidr.models.weights import require_encoder, student_state
 from slidr.ops.pairing import pair_points
 from slidr.preflight.findings import Finding, Stage
 from slidr.preflight.plan import images_to_cut, job_of
 from slidr.types import Camera, Frame
+from slidr.urls import redact_url
 
 FEW, MANY = 4, 64  # keyframes whose files are looked at
 _READERS = 16  # threads
@@ -68,24 +71,45 @@ def weights(config: Config, search: bool = False) -> Iterable[Finding]:
                 "student", "error", "student.weights: null, but tune.methods has pretrained",
                 "--student.weights PATH, or --tune.methods random",
             )  # fmt: skip
-    elif storage.exists(student):
-        yield Finding("student", "ok", student)
     else:
-        yield Finding("student", "error", f"{student}: no such file", "slidr pretrain, or another --student.weights")
-    if job_of(config) == "finetune" or config.teacher.weights is None:
-        return
+        yield _student_weights(student)
+    if job_of(config) != "finetune" and config.teacher.weights is not None:
+        yield _teacher_weights(config.teacher.weights, TEACHERS[config.teacher.name].weights_of)
+
+
+def _student_weights(student: str) -> Finding:
+    """A file is opened as training opens it; an object store is only asked for it, and a URL not even that."""
     try:
-        path, url = whereabouts(config.teacher.weights, encoder=TEACHERS[config.teacher.name].weights_of)
-    except WeightsError as error:
-        yield Finding("teacher", "error", str(error), "docs/weights.md")
-        return
-    if url is None:
-        yield Finding("teacher", "ok", str(path))
-    else:
-        yield Finding(
-            "teacher", "warning", f"{config.teacher.weights}: not here yet, fetched from {url} when training starts",
-            f"without internet: put the file at {path}",
-        )  # fmt: skip
+        path, url = student_location(student)
+        if url is not None:
+            return _download_to_come("student", student, url, Path(path))
+        if not storage.is_remote(path):
+            student_state(read_checkpoint(path), redact_url(student))
+        elif not storage.exists(path):
+            raise WeightsError(f"{redact_url(student)}: no such file")
+    except (WeightsError, DataError, OSError) as error:
+        return Finding("student", "error", redact_url(str(error)), "slidr pretrain, or another --student.weights")
+    return Finding("student", "ok", redact_url(student))
+
+
+def _teacher_weights(teacher: str, encoder: EncoderName) -> Finding:
+    try:
+        path, url = locate_weights(teacher, encoder=encoder)
+        if url is not None:
+            return _download_to_come("teacher", teacher, url, path)
+        require_encoder(path, encoder)
+    except (WeightsError, OSError) as error:
+        return Finding("teacher", "error", redact_url(str(error)), "docs/weights.md")
+    return Finding("teacher", "ok", str(path))
+
+
+def _download_to_come(name: str, wanted: str, url: str, path: Path) -> Finding:
+    wanted, url = redact_url(wanted), redact_url(url)
+    text = wanted if wanted == url else f"{wanted}: {url}"
+    return Finding(
+        name, "warning", f"{text}: not here yet; each node that trains downloads it into its own cache",
+        f"on nodes without internet: put the file at {path}, or set SLIDR_CACHE to a folder that all nodes see",
+    )  # fmt: skip
 
 
 def frame_table(config: Config) -> Finding:

@@ -105,7 +105,7 @@ class CheckpointFolder:
     def best(self, misfit: Misfit | None = None) -> dict[str, Any] | None:
         """The best checkpoint, or None where none was kept. Raises as `read` does."""
         path = storage.join(self.path, _BEST)
-        return read(path, misfit) if storage.exists(path) else None
+        return read(path, misfit) if _BEST in storage.list_names(self.path) else None  # a broken link is a damaged one
 
 
 def newest_on_every_worker(

@@ -233,7 +233,7 @@ def require_same_data(config: Config, folder: RunFolder) -> None:
     changed = {
         "frames": f"data.frames: {config.data.frames}: the frame table was written anew from other data",
         "root": f"data.root: {config.data.root}: it holds other files",
-        "weights": f"student.weights: {config.student.weights}: it is another file",
+        "weights": f"student.weights: {redact_url(config.student.weights or '')}: it is another file",
     }
     step = "copy it again; removed, the run goes on without comparing its data"
     record = read_record(known, {"frames": str}, dict.fromkeys(changed, str), next_step=step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from slidr.cluster.superpixels import folder_of
 from slidr.config import Config, TuneConfig
 from slidr.data.frames import FrameTable, write_frames
 from slidr.data.storage import DataError
+from slidr.models.download import student_location
 from slidr.preflight import checks, inputs
 from slidr.preflight.findings import Finding
 
@@ -35,18 +37,52 @@ def test_weights_that_are_not_where_the_config_says_are_an_error_and_a_download_
         )
         return [finding.status for finding in inputs.weights(config, search)]
 
-    there = tmp_path / "weights.pt"
-    there.write_bytes(b"")
+    there, damaged, none = tmp_path / "weights.pt", tmp_path / "damaged.pt", tmp_path / "none.pt"
+    state = {"conv0p1s1.kernel": torch.ones(125, 1, 8), "module.encoder_q.conv1.weight": torch.ones(64)}
+    torch.save({"state_dict": state}, there)
+    whole = there.read_bytes()
+    damaged.write_bytes(whole.replace(torch.ones(64).numpy().tobytes(), torch.zeros(64).numpy().tobytes(), 1))
     assert found(None, None) == []
     assert found(str(there), str(there)) == ["ok", "ok"]
-    assert found(str(tmp_path / "none.pt"), str(tmp_path / "none.pt")) == ["error", "error"]
+    assert found(str(damaged), str(damaged)) == ["error", "error"]
+    torch.save({"state_dict": {name: value * torch.nan for name, value in state.items()}}, damaged)
+    assert found(str(damaged), str(damaged)) == ["error", "error"]
+    os.mkfifo(tmp_path / "fifo")
+    for odd in (tmp_path, tmp_path / "fifo", "/dev/zero"):
+        assert found(str(odd), str(odd)) == ["error", "error"]
+    assert found(str(none), str(none)) == ["error", "error"]
     assert found(None, "moco_v2") == ["warning"]
     assert found(None, "pixpro") == ["error"]  # nobody publishes it
     assert found(None, None, search=True) == ["error"]
     (cached := tmp_path / "weights" / "moco_v2_800ep_pretrain.pth.tar").parent.mkdir()
-    cached.write_bytes(b"")
+    cached.write_bytes(whole)
     assert found(None, "moco_v2") == ["ok"]
     assert [finding.name for finding in inputs.weights(finetuning(prepared))] == []  # no teacher
+
+
+def test_weights_at_a_url_are_a_download_to_come_without_its_secrets_and_ok_once_they_are_there(
+    prepared: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLIDR_CACHE", str(tmp_path))
+    url = "https://host.example/folder/s.pt?X-Amz-Signature=hush"
+    config = replace(
+        prepared,
+        student=replace(prepared.student, weights=url),
+        teacher=replace(prepared.teacher, name="dilation_resnet50", weights=url),
+    )
+    findings = list(inputs.weights(config))
+    assert [(finding.name, finding.status) for finding in findings] == [("student", "warning"), ("teacher", "warning")]
+    text = str(findings)
+    assert "https://host.example/folder/s.pt" in text
+    assert "each node that trains downloads it into its own cache" in text
+    assert "hush" not in text
+    path, _ = student_location(url)
+    assert path in text
+    Path(path).parent.mkdir()
+    state = {"conv0p1s1.kernel": torch.ones(125, 1, 8), "encoder_q.conv1.weight": torch.ones(64)}
+    torch.save({"state_dict": state}, path)
+    assert [finding.status for finding in inputs.weights(config)] == ["ok", "ok"]
+    assert "hush" not in str(list(inputs.weights(config)))
 
 
 def test_a_frame_table_that_is_missing_or_has_no_such_split_is_an_error(spoilable: Config) -> None:
