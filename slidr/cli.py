@@ -265,7 +265,8 @@ def _export(rest: list[str]) -> int:
     checkpoint, *words = rest
     prog = f"slidr export {checkpoint}"
     options = _parsed(ExportOptions, words, prog=prog, description=_EXPORT)
-    export_student(_path(checkpoint), options.format, None if options.out is None else _path(options.out))
+    out = None if options.out is None else _path(options.out)
+    export_student(_path(checkpoint), options.format, out, options.intensity_scale, options.spconv)
     return 0
 
 

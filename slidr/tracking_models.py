@@ -14,7 +14,7 @@ from typing import Any
 
 from slidr.config import parse
 from slidr.data import storage
-from slidr.models.weights import load_student, voxel_expectation
+from slidr.models.weights import load_student, read_checkpoint, student_state, voxel_expectation
 from slidr.tracking import connect
 from slidr.training.segment import Segmenter, build_segmenter
 
@@ -27,8 +27,11 @@ def register_student(
 ) -> int:
     """Makes the fine-tuned student of a run folder a version of a registered model; returns its number.
 
-    A run has one version at most: asked again, its aliases are moved to it.
+    A run has one version at most: asked again, its aliases are moved to it. Raises `WeightsError` for a student that is
+    damaged or not made of numbers.
     """
+    weights = Path(folder) / _WEIGHTS
+    student_state(read_checkpoint(weights), str(weights))
     client = connect(uri)
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name)

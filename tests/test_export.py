@@ -57,16 +57,43 @@ def test_an_exported_student_loads_strictly_with_the_same_values(
 
 
 @pytest.mark.parametrize("build", [minkunet, lambda: VoxelNet(4, 64)])
-def test_openpcdet_gets_the_backbone_without_the_pretraining_head(build: Any, tmp_path: Path) -> None:
+def test_openpcdet_gets_the_backbone_without_the_pretraining_head(
+    build: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     student = build()
     torch.save(own(student.state_dict()), tmp_path / "run.pt")
     out = tmp_path / "folder" / "backbone.pth"
     assert main(["export", str(tmp_path / "run.pt"), "--format", "openpcdet", "--out", str(out)]) == 0
     state = read_checkpoint(out)["model_state"]
+    assert f"export: {len(state)} tensors -> {out}" in capsys.readouterr().err
     backbone = {f"backbone_3d.{n}" for n in student.state_dict() if not n.startswith("final.")}
     assert set(state) == backbone
     for name in backbone:
         assert torch.equal(state[name], student.state_dict()[name.removeprefix("backbone_3d.")])
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_the_options_for_openpcdet_are_written_from_kernels_of_either_layout(old: bool, tmp_path: Path) -> None:
+    state = VoxelNet(4, 64).state_dict()
+    layout = {n: v.permute(1, 2, 3, 4, 0).contiguous() if v.ndim == 5 and old else v for n, v in state.items()}
+    torch.save({"model_points": layout}, tmp_path / "run.pt")
+    words = ["export", str(tmp_path / "run.pt"), "--format", "openpcdet", "--out"]
+    for spconv in ("1", "2"):
+        out = str(tmp_path / f"{spconv}.pth")
+        assert main([*words, out, "--spconv", spconv, "--intensity-scale", "255"]) == 0
+        stem = read_checkpoint(out)["model_state"]["backbone_3d.conv_input.0.weight"]
+        stem = stem.permute(4, 0, 1, 2, 3) if spconv == "1" else stem
+        factor = torch.tensor([1.0, 1.0, 1.0, 255.0])
+        assert torch.equal(stem, state["conv_input.0.weight"] * factor)
+
+
+def test_options_for_openpcdet_are_refused_for_other_formats(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(own(minkunet().state_dict()), tmp_path / "run.pt")
+    assert main(["export", str(tmp_path / "run.pt"), "--format", "slidr", "--intensity-scale", "255"]) != 0
+    assert "only apply to --format openpcdet, got slidr" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["run.pt"]
 
 
 def test_a_file_without_a_student_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

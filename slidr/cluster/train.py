@@ -25,7 +25,15 @@ from slidr.training.checkpoint import CheckpointError
 from slidr.training.locks import await_writer, launching, writing
 from slidr.training.loop import Outcome, Task, fit
 from slidr.training.optim import total_steps
-from slidr.training.runs import RunFolder, claim, folder_of, identity, of_the_workers, require_same_data
+from slidr.training.runs import (
+    RunFolder,
+    claim,
+    folder_of,
+    identity,
+    of_the_workers,
+    require_same_data,
+    require_same_weights,
+)
 from slidr.urls import RedactedError, redacting_logger
 
 _log = redacting_logger(__name__)
@@ -287,6 +295,7 @@ def _ray_worker(payload: dict[str, Any]) -> None:
     config = decode(payload["config"])
     folder = folder_of(config)
     folder.require_visible()
+    require_same_weights(config, folder)
     context = ray.train.get_context()
     loader = RayLoader(
         payload["stage"].source(config), config.cluster, context.get_world_rank(), context.get_world_size()

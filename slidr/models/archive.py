@@ -67,17 +67,19 @@ def kind_of(head: bytes) -> Kind | None:
     return None
 
 
-def load(file: IO[bytes]) -> Any:
+def load(file: IO[bytes], expected: Kind | None = None) -> Any:
     """The contents of a PyTorch file or of a .safetensors file, told apart by their first bytes; tensors on the CPU.
 
-    A .safetensors file comes back as {"state_dict": ..., **metadata}. Raises `NeedsCode` for a pickle that wants code,
-    `Damaged` for every other file that cannot be read whole.
+    A file of another kind than `expected` is refused. A .safetensors file comes back as
+    {"state_dict": ..., **metadata}. Raises `NeedsCode` for a pickle that wants code, `Damaged` for every other file
+    that cannot be read whole.
     """
     head = file.read(HEAD_BYTES)
     size = file.seek(0, os.SEEK_END)
     kind = kind_of(head)
-    if kind is None:
-        raise Damaged(f"begins with {head[:16]!r}, which is not a checkpoint of torch or safetensors")
+    if kind is None or (expected is not None and kind != expected):
+        wanted = "a checkpoint of torch or safetensors" if expected is None else expected
+        raise Damaged(f"begins with {head[:16]!r}, which is not {wanted}")
     try:
         if kind == "safetensors":
             file.seek(0)
@@ -136,7 +138,7 @@ def _require_intact(file: IO[bytes]) -> int:
 def _require_backed(contents: Any, available: int) -> None:
     """Raises `Damaged` where tensors claim more memory than the file has bytes for (torch would make it up)."""
     stored: dict[int, int] = {}
-    for value in _tensors_in(contents):
+    for value in tensors_in(contents):
         if value.layout != torch.strided or value.device.type != "cpu":
             continue
         storage = value.untyped_storage()
@@ -147,7 +149,7 @@ def _require_backed(contents: Any, available: int) -> None:
         raise Damaged(f"its tensors need {sum(stored.values())} bytes, the file holds {available}")
 
 
-def _tensors_in(contents: Any) -> Iterator[Tensor]:
+def tensors_in(contents: Any) -> Iterator[Tensor]:
     """Every tensor in nested containers; a container that is in there many times is entered once."""
     pending, seen = [contents], set[int]()
     while pending:

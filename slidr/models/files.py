@@ -55,7 +55,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         with open_weights(path) as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(0)
-            contents = archive.load(file)
+            contents = archive.load(file, "safetensors" if name.endswith(".safetensors") else None)
     except storage.DataError as error:
         raise WeightsError(str(error)) from error
     except NeedsCode as error:

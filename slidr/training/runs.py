@@ -42,6 +42,7 @@ from slidr.data import storage
 from slidr.data.loading import subset_frames
 from slidr.data.records import read_record
 from slidr.data.storage import RECORD_BYTES, DataError
+from slidr.models.download import is_url, student_file
 from slidr.models.weights import weights_digest
 from slidr.training.checkpoint import CheckpointFolder
 from slidr.urls import RedactedError, redact_url, redacting_logger
@@ -244,6 +245,19 @@ def require_same_data(config: Config, folder: RunFolder) -> None:
             raise RunError(
                 f"{changed[key]} since {folder.path} was started; put the old one back, or choose another --run.name"
             )
+
+
+def require_same_weights(config: Config, folder: RunFolder) -> None:
+    """Raises `RunError` in a process whose download of `student.weights` is not the file that the run began with."""
+    weights, known = config.student.weights, folder.file("data.json")
+    if weights is None or not is_url(weights) or not storage.exists(known):
+        return
+    wanted = read_record(known, {"weights": str})
+    if weights_digest(weights) != wanted["weights"]:
+        raise RunError(
+            f"student.weights: {redact_url(weights)}: the copy on {socket.gethostname()}, {student_file(weights)}, is "
+            f"not the file that {folder.path} was started with; delete that copy, or pass a path that every node sees"
+        )
 
 
 def differences(before: Config, after: Config) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from slidr.models.archive import tensors_in
 from slidr.models.numbers import first_problem, problem_of
 
 _TYPES: dict[str, type | tuple[type, ...]] = {
@@ -70,6 +71,13 @@ def schema_problem(state: Any) -> str | None:
     for part in ("student", "head"):
         if part in state and not _is_state_dict(state[part]):
             return f"{part}: is not a dict of names and tensors"
+        problem = first_problem(state.get(part, {}))
+        if problem is not None:
+            return f"{part}: {problem}"
+    for value in tensors_in(state["optimizer"]):
+        problem = problem_of("", value)
+        if problem is not None:
+            return f"optimizer: a tensor of shape {tuple(value.shape)}: {problem}"
     return None
 
 

@@ -14,7 +14,7 @@ from slidr.data.labels import CLASSES
 from slidr.losses import cross_entropy_lovasz
 from slidr.metrics import ConfusionMatrix
 from slidr.models.students import build_student, student_rows
-from slidr.models.weights import LoadReport, load_student, voxel_expectation
+from slidr.models.weights import LoadReport, WeightsError, load_student, voxel_expectation
 from slidr.shapes import Float, Int64
 from slidr.training import workers
 from slidr.training.norms import NormLag
@@ -207,7 +207,13 @@ def count_scans(
     )
     for batch in batches:
         batch = batch.to(device)
-        probabilities = model(batch).float()[:, 1:].softmax(1).index_select(0, batch.voxel_of_point)
+        scores = model(batch).float()
+        if not bool(torch.isfinite(scores).all()):
+            raise WeightsError(
+                f"scores of {', '.join(sorted(set(batch.tokens))[:3])}: {int((~torch.isfinite(scores)).sum())} of "
+                f"{scores.numel()} are NaN or infinite; the checkpoint's weights do not fit these sweeps: take another"
+            )
+        probabilities = scores[:, 1:].softmax(1).index_select(0, batch.voxel_of_point)
         for token, rows in _sweeps(batch):
             mean = torch.stack([probabilities[first:last] for first, last in rows]).mean(0)
             predicted = mean.argmax(1) + 1

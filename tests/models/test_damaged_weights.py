@@ -86,6 +86,12 @@ def test_safetensors_of_others_and_of_ours_before_there_were_digests_are_read(tm
     assert read_checkpoint(tmp_path / "old.safetensors")["epoch"] == 3
 
 
+def test_a_checkpoint_of_torch_called_safetensors_is_refused(tmp_path: Path) -> None:
+    torch.save(SMALL, tmp_path / "s.safetensors")
+    with pytest.raises(WeightsError, match=r"s\.safetensors: .* begins with b'PK.*, which is not safetensors"):
+        read_checkpoint(tmp_path / "s.safetensors")
+
+
 def test_files_written_without_checksums_are_read(tmp_path: Path) -> None:
     torch.serialization.set_crc32_options(False)
     try:
@@ -107,8 +113,8 @@ SPOILED: dict[str, tuple[str, Any, str]] = {
     "complex numbers": (STEM, lambda v: v.cfloat(), r"holds torch\.complex64, expected floating-point numbers"),
     "a sparse tensor": (STEM, lambda v: v.to_sparse(), r"is a torch\.sparse_coo tensor"),
     "a negative variance": (VARIANCE, lambda v: -v - 1, r"(\d+) of \1 variances are negative"),
-    "a negative count": (COUNT, lambda v: v - 1, r"got a negative number or a fraction"),
-    "a fraction as a count": (COUNT, lambda v: v + 0.5, r"got a negative number or a fraction"),
+    "a negative count": (COUNT, lambda v: v - 1, r"is a count, got a negative number or a fraction"),
+    "a fraction as a count": (COUNT, lambda v: v + 0.5, r"is a count, got a negative number or a fraction"),
 }
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import http.client
 import http.server
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +17,9 @@ import torch
 from weight_states import same, student
 
 from slidr.cli import main
-from slidr.models.download import PUBLISHED, default_cache, resolve, weights_names
+from slidr.data import storage
+from slidr.models.download import PUBLISHED, default_cache, locate_weights, resolve, weights_names
+from slidr.models.export import export_safetensors
 from slidr.models.files import WeightsError, read_checkpoint
 from slidr.models.teachers import TEACHERS, build_teacher
 from slidr.models.weights import load_student, weights_digest
@@ -28,9 +33,23 @@ class Files(http.server.BaseHTTPRequestHandler):
     contents: dict[str, bytes] = {}  # noqa: RUF012
     promised: dict[str, int] = {}  # noqa: RUF012
     requests: list[str] = []  # noqa: RUF012
+    redirects: dict[str, str] = {}  # noqa: RUF012
+    unbounded: dict[str, bytes] = {}  # noqa: RUF012  # what is sent again and again, without a length
 
     def do_GET(self) -> None:
         type(self).requests.append(self.path)
+        if self.path in self.redirects:
+            self.send_response(302)
+            self.send_header("Location", self.redirects[self.path])
+            self.end_headers()
+            return
+        if self.path in self.unbounded:
+            self.send_response(200)
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                while True:
+                    self.wfile.write(self.unbounded[self.path])
+            return
         body = self.contents.get(self.path.split("?")[0])
         if body is None:
             self.send_error(404)
@@ -48,7 +67,7 @@ class Files(http.server.BaseHTTPRequestHandler):
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    Files.contents, Files.promised, Files.requests = {}, {}, []
+    Files.contents, Files.promised, Files.requests, Files.redirects, Files.unbounded = {}, {}, [], {}, {}
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Files) as http_server:
         thread = threading.Thread(target=http_server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
@@ -99,6 +118,93 @@ def test_a_broken_off_download_keeps_nothing(server: str, tmp_path: Path) -> Non
     with pytest.raises(WeightsError, match=r"/w.pth: got 8 of 12 bytes"):
         resolve(f"{server}/w.pth", None, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+class PlainHTTPS(http.client.HTTPConnection):
+    """Stands in for HTTPSConnection where the test's server has no certificate: an https address without TLS."""
+
+    def __init__(self, host: str, **options: Any) -> None:
+        super().__init__(host, timeout=options["timeout"])
+
+
+def test_an_https_address_is_followed_to_https_alone(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http.client, "HTTPSConnection", PlainHTTPS)
+    secure = server.replace("http://", "https://")
+    Files.contents = {"/w.pth": ZIP + b"w"}
+    Files.redirects = {
+        "/down": f"{server}/w.pth?token=hush",
+        "/up": f"{secure}/w.pth",
+        "/same": "/w.pth",
+        "/twice": f"{secure}/down",
+        "/file": "file:///etc/hostname",
+    }
+    assert resolve(f"{secure}/up", None, tmp_path).read_bytes() == ZIP + b"w"
+    assert resolve(f"{secure}/same", None, tmp_path).read_bytes() == ZIP + b"w"
+    assert resolve(f"{server}/up", None, tmp_path).read_bytes() == ZIP + b"w"
+    before = sorted(tmp_path.iterdir())
+    served = Files.requests.count("/w.pth?token=hush")
+    for name in ("down", "twice"):
+        with pytest.raises(WeightsError, match=r"/down: redirects to http://.*/w\.pth, which is not https") as refused:
+            resolve(f"{secure}/{name}", None, tmp_path)
+        assert "hush" not in str(refused.value)
+    for start in (secure, server):
+        with pytest.raises(WeightsError, match=r"cannot download .*/file .*not allowed|redirects to file:"):
+            resolve(f"{start}/file", None, tmp_path)
+    assert Files.requests.count("/w.pth?token=hush") == served
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("page", [b"<!DOCTYPE html><html>Sign in</html>", b"\n<html>", b'{"error": "expired"}', b""])
+def test_an_answer_that_is_not_weights_is_not_kept(page: bytes, server: str, tmp_path: Path) -> None:
+    Files.contents["/w.pth"] = page
+    with pytest.raises(WeightsError, match=r"/w\.pth: (is not a file of weights: the answer begins with|got 0 of 0)"):
+        resolve(f"{server}/w.pth?token=hush", None, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_format_that_is_read_is_kept(server: str, tmp_path: Path) -> None:
+    state = {"w": torch.ones(3)}
+    torch.save(state, tmp_path / "zip")
+    torch.save(state, tmp_path / "old", _use_new_zipfile_serialization=False)
+    export_safetensors(tmp_path / "tensors", state)
+    for name in ("zip", "old", "tensors"):
+        Files.contents[f"/{name}"] = (tmp_path / name).read_bytes()
+        contents = read_checkpoint(resolve(f"{server}/{name}", None, tmp_path / "cache"))
+        assert torch.equal(contents.get("state_dict", contents)["w"], state["w"]), name
+
+
+def test_a_download_is_bounded_with_and_without_a_length(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "WEIGHTS_BYTES", 3 * 2**20)
+    Files.contents["/long"], Files.promised["/long"] = ZIP, 2**40
+    Files.unbounded["/endless"] = ZIP * 2**16
+    for name in ("long", "endless"):
+        with pytest.raises(WeightsError, match=rf"/{name}: holds more than the 3145728 bytes"):
+            resolve(f"{server}/{name}", None, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupted_download_leaves_nothing_and_a_killed_ones_rest_is_removed_a_day_later(
+    server: str, tmp_path: Path
+) -> None:
+    Files.contents["/w.pth"] = ZIP + bytes(4 * 2**20)
+
+    def interrupt(done: int, total: int | None) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        resolve(f"{server}/w.pth", None, tmp_path, progress=interrupt)
+    assert list(tmp_path.iterdir()) == []
+    final, _ = locate_weights(f"{server}/w.pth", tmp_path)
+    fresh, stale = tmp_path / f".{final.name}-aaaa.part", tmp_path / f".{final.name}-bbbb.part"
+    fresh.touch()
+    stale.touch()
+    os.utime(stale, (0, 0))
+    assert resolve(f"{server}/w.pth", None, tmp_path) == final
+    assert sorted(tmp_path.iterdir()) == sorted([fresh, final])
 
 
 def test_a_failed_download_says_where_to_put_the_file_and_no_secrets(server: str, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,11 @@ import torch
 from weight_states import State, same, student
 
 from slidr.config import Config, VoxelConfig, to_dict
-from slidr.models.export import export_openpcdet, export_safetensors, export_slidr
+from slidr.models.export import export_openpcdet, export_safetensors, export_slidr, openpcdet_state
 from slidr.models.files import WeightsError, read_checkpoint, write_checkpoint
 from slidr.models.openpcdet import MinkUNetBackbone
 from slidr.models.teachers import build_teacher
-from slidr.models.voxelnet import VoxelNet
+from slidr.models.voxelnet import GRID, VoxelNet
 from slidr.models.weights import load_student, voxel_expectation
 from slidr.ops.voxelize import voxelize
 from slidr.sparse import SparseTensor
@@ -88,6 +89,83 @@ def test_openpcdet_gets_every_weight_of_voxelbackbone8x_and_no_other(tmp_path: P
     expected = {f"backbone_3d.{name}": shape for name, shape in openpcdet_backbone_8x().items()}
     assert {name: tuple(value.shape) for name, value in out.items()} == expected
     assert all(torch.equal(value, state[name.removeprefix("backbone_3d.")]) for name, value in out.items())
+
+
+def openpcdet_loads(model: dict[str, tuple[int, ...]], file: State) -> State:
+    """What OpenPCDet's detector takes of a file into parameters of these shapes; the rest stays random.
+
+    Its rule (Detector3DTemplate._load_state_dict), written out: a kernel of another shape is tried as one of spconv 1,
+    for the two layouts of spconv 2; whatever has the parameter's shape then is taken.
+    """
+    taken: State = {}
+    for name, value in file.items():
+        if name in model and value.ndim == 5 and tuple(value.shape) != model[name]:
+            native = value.transpose(-1, -2)
+            implicit = value.permute(4, 0, 1, 2, 3)
+            value = next((v for v in (native, implicit) if tuple(v.shape) == model[name]), value)
+        if name in model and tuple(value.shape) == model[name]:
+            taken[name] = value
+    return taken
+
+
+def test_openpcdet_takes_every_tensor_on_spconv_1_and_2_from_the_layout_for_it() -> None:
+    state = VoxelNet().state_dict()
+    spconv2 = {f"backbone_3d.{name}": shape for name, shape in openpcdet_backbone_8x().items()}
+    spconv1 = {n: (*shape[1:4], shape[4], shape[0]) if len(shape) == 5 else shape for n, shape in spconv2.items()}
+    kernels = [name for name, shape in spconv2.items() if len(shape) == 5]
+    new, old = (openpcdet_state(state, spconv=version)["model_state"] for version in (2, 1))
+    assert len(kernels) == 12
+    assert openpcdet_loads(spconv1, new).keys() == spconv1.keys() - set(kernels)  # why there is an option
+    for model, file in ((spconv2, new), (spconv2, old), (spconv1, old)):
+        assert openpcdet_loads(model, file).keys() == model.keys()
+    for name, value in openpcdet_loads(spconv2, old).items():
+        assert torch.equal(value, state[name.removeprefix("backbone_3d.")])
+    # spconv 1 multiplies an input with weight[z, y, x] (C_in, C_out), spconv 2 with weight[:, z, y, x] (C_out, C_in).
+    for name in kernels:
+        one, two = old[name], new[name]
+        for z, y, x in itertools.product(*map(range, one.shape[:3])):
+            assert torch.equal(one[z, y, x], two[:, z, y, x].T)
+
+
+def test_a_student_exported_with_a_factor_answers_to_scaled_intensities_as_before() -> None:
+    torch.manual_seed(0)
+    student = VoxelNet()
+    rng = np.random.default_rng(0)
+    indices = np.unique(rng.integers((0, 4, 500, 500), (1, 30, 540, 540), size=(300, 4)), axis=0).astype(np.int32)
+    features = torch.from_numpy(rng.uniform(-20, 20, (len(indices), 4)))
+    features[:, 3] = torch.from_numpy(rng.integers(0, 256, len(indices)).astype(np.float64))
+    scaled = features.clone()
+    scaled[:, 3] /= 255
+    file = openpcdet_state(student.state_dict(), intensity_scale=255)["model_state"]
+    exported = VoxelNet()
+    state = {name.removeprefix("backbone_3d."): value for name, value in file.items()}
+    exported.load_state_dict({**student.state_dict(), **state})
+    before, after = student.state_dict(), exported.state_dict()
+    assert [name for name in before if not torch.equal(before[name], after[name])] == ["conv_input.0.weight"]
+    assert torch.equal(before["conv_input.0.weight"][..., :3], after["conv_input.0.weight"][..., :3])
+    # In float64, so that the only rounding is that of the stored weights.
+    rows: list[torch.Tensor] = [
+        torch.nn.functional.relu(norm(convolution(SparseTensor(inputs, torch.from_numpy(indices)), GRID)[0].features))
+        for inputs, (convolution, norm, _) in (
+            (features, student.double().eval().conv_input),
+            (scaled, exported.double().eval().conv_input),
+        )
+    ]
+    assert float(((rows[0] - rows[1]).norm() / rows[0].norm()).detach()) < 1.5e-7
+    with torch.no_grad():
+        maps = [net(x, torch.from_numpy(indices), 1) for net, x in ((student, features), (exported, scaled))]
+        wrong = exported(features, torch.from_numpy(indices), 1)
+    assert float((maps[0] - maps[1]).norm() / maps[0].norm()) < 1.5e-7
+    assert float((maps[0] - wrong).norm() / maps[0].norm()) > 1e-2
+
+
+def test_a_factor_that_is_none_and_options_of_another_student_are_refused(student_state: State) -> None:
+    for factor in (0.0, -255.0, float("nan"), float("inf"), 1e300):
+        with pytest.raises(WeightsError, match=r"intensity_scale"):
+            openpcdet_state(VoxelNet().state_dict(), intensity_scale=factor)
+    for options in ({"intensity_scale": 255.0}, {"spconv": 1}):
+        with pytest.raises(WeightsError, match=r"options of a VoxelNet; for a MinkUNet set INTENSITY_SCALE"):
+            openpcdet_state(student_state, **options)  # type: ignore[arg-type]
 
 
 def test_openpcdet_gets_every_weight_of_the_minkunet_backbone_but_its_head(tmp_path: Path) -> None:

@@ -15,8 +15,10 @@ import pytest
 from slidr.config import Config, ConfigError, LossConfig, RunConfig
 from slidr.data import storage
 from slidr.data.storage import DataError
+from slidr.models.download import student_location
+from slidr.models.weights import weights_digest
 from slidr.training.locks import launching
-from slidr.training.runs import RunError, RunFolder, claim, folder_of, of_the_workers
+from slidr.training.runs import RunError, RunFolder, claim, folder_of, of_the_workers, require_same_weights
 
 
 def test_a_run_is_resumed_with_another_number_of_workers_but_with_no_other_rate(
@@ -134,3 +136,22 @@ def test_a_run_whose_name_no_folder_can_have_is_refused(tmp_path: Path) -> None:
     folder = folder_of(Config(run=RunConfig(folder=str(tmp_path), name="a" * 300)))
     with pytest.raises(RunError, match="File name too long"), launching(folder):
         pass
+
+
+def test_a_worker_whose_download_is_not_the_file_that_the_run_began_with_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLIDR_CACHE", str(tmp_path / "cache"))
+    url = "https://host.example/s.pt?token=hush"
+    config = Config(run=RunConfig(folder=str(tmp_path), name="run"))
+    config = replace(config, student=replace(config.student, weights=url))
+    folder = claim(config)
+    copy = Path(student_location(url)[0])
+    copy.parent.mkdir(parents=True)
+    copy.write_bytes(b"as on the driver")
+    folder.note("data.json", json.dumps({"weights": weights_digest(url)}))
+    require_same_weights(config, folder)
+    copy.write_bytes(b"an older file")
+    with pytest.raises(RunError, match=r"https://host\.example/s\.pt: the copy on .*s\.pt, is not the file") as refused:
+        require_same_weights(config, folder)
+    assert "hush" not in str(refused.value)
