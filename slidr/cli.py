@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import re
@@ -117,6 +118,10 @@ _DOCTOR = "look whether everything is there that a job needs: slidr doctor [CONF
 OTHERS = {"plan": _PLAN, "doctor": _DOCTOR, "export": _EXPORT, "synthesize": _SYNTHESIZE}
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_MAKE_ROOM = "free some space and run the same command again"
+
+
 @dataclass(frozen=True)
 class ExportOptions:
     """Options of `slidr export`."""
@@ -149,7 +154,12 @@ def main(arguments: list[str] | None = None, own_process: bool = False) -> int:
                 interruption.tell("interrupted")
             return interruption.status
         except Exception as error:
-            text = f"slidr {name}: {error}" if _is_ours(error) else traceback.format_exc().rstrip()
+            if isinstance(error, OSError) and error.errno in _FULL:
+                text = (
+                    f"slidr {name}: {error.filename or 'the disk'}: cannot be written ({error.strerror}); {_MAKE_ROOM}"
+                )
+            else:
+                text = f"slidr {name}: {error}" if _is_ours(error) else traceback.format_exc().rstrip()
             print(redact_url(text), file=sys.stderr)
             return 1
 

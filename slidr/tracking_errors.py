@@ -50,8 +50,11 @@ def tracking_error(uri: str, error: Exception) -> TrackingError:
     if status is not None:
         return refused(uri, status)
     for signs, what, next_step in _DATABASE:
-        if any(sign in text.lower() for sign in signs):
-            return TrackingError(uri, f"{what} ({_short(text)})", next_step, code)
+        lines = [line for line in text.splitlines() if any(sign in line.lower() for sign in signs)]
+        if lines:
+            return TrackingError(uri, f"{what} ({_short(lines[0])})", next_step, code)
+    if isinstance(error, OSError) and uri.startswith("sqlite:"):
+        return TrackingError(uri, f"cannot be used ({_short(text)})", ELSEWHERE, code)
     if isinstance(error, OSError | ValueError) or "failed with" in text:
         return TrackingError(uri, f"cannot be reached ({_innermost(text) or type(error).__name__})", _AWAY, code)
     return TrackingError(uri, f"refuses this ({_short(text) or type(error).__name__})", "mend that and run again", code)

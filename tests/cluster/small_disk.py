@@ -33,6 +33,15 @@ class SmallDisk:
             raise OSError(f"no disk can be mounted: {reason}")
         self.path = Path(f"/proc/{self._holder.pid}/root{inside}")
 
+    @property
+    def holder(self) -> int:
+        """The process in whose mount namespace the disk lies at `inside`."""
+        return self._holder.pid
+
+    @property
+    def inside(self) -> Path:
+        return self._inside
+
     def fill(self) -> None:
         """Writes until not one byte more fits."""
         with (self.path / "ballast").open("wb", buffering=0) as file:
