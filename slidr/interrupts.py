@@ -18,6 +18,7 @@ _CAUSES = {
     signal.SIGTERM: "stopped by SIGTERM",
     signal.SIGHUP: "stopped by SIGHUP",
 }
+_EXIT_S = 20.0  # for the process to exit once the command has ended: Ray waits 60 s for a cluster that has gone
 _SAME_PRESS_S = 1.0  # a terminal and a wrapper such as `uv run` may both pass on the same Ctrl-C
 
 
@@ -48,7 +49,7 @@ def interruptible(advice: str, own_process: bool = False) -> Iterator[Interrupti
     At once, since SIGKILL may follow within seconds. A second Ctrl-C ends the process without further cleaning up; a
     second SIGTERM or SIGHUP changes nothing, except where the first one's exception got lost. A signal that this
     process was started to ignore, as by `nohup`, stays ignored. With `own_process` the handlers stay after the block,
-    where every signal ends the process at once and without a traceback.
+    where every signal ends the process at once and without a traceback; after an interruption it ends within 20 s.
     """
     interruption = Interruption(advice)
     if threading.current_thread() is not threading.main_thread():
@@ -79,6 +80,10 @@ def interruptible(advice: str, own_process: bool = False) -> Iterator[Interrupti
         yield interruption
     finally:
         interruption.over = True
+        if own_process and interruption.number is not None:
+            last = threading.Timer(_EXIT_S, os._exit, (interruption.status,))
+            last.daemon = True
+            last.start()
         if not own_process:
             for number in ours:
                 signal.signal(number, before[number] or signal.SIG_DFL)

@@ -126,6 +126,17 @@ def test_a_ctrl_c_while_the_process_exits_prints_no_traceback_either() -> None:
     assert process.stderr.read() == "slidr: stopped by SIGTERM; do this\nslidr: ended at once; do this\n"
 
 
+def test_an_exit_that_hangs_keeps_the_status() -> None:
+    """As Ray's does where the signal has ended a private cluster, too: a minute later it exits with status 1."""
+    slow = _WORK.replace("time.sleep(clean)\nwith", "time.sleep(60)\nwith")
+    script = f"import slidr.interrupts\nslidr.interrupts._EXIT_S = 0.3\n{slow}"
+    process = start(script, "0")
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=30)
+    assert process.returncode == 143
+    assert out.endswith("leaves\n")
+
+
 def test_a_second_sigterm_leaves_the_cleaning_up_alone() -> None:
     process = start(_WORK, "1.5")
     assert process.stdout is not None

@@ -40,7 +40,7 @@ def entry(**changes: Any) -> str:
         (entry(value=float("nan")), "entry 1: value: expected float, got nan"),
         (entry(value=float("inf")), "entry 1: value: expected float, got inf"),
         (entry(value=-1.0), "entry 1: got 'slic' = -1.0"),
-        (entry(value=10**400), "entry 1: got 'slic' = 1000"),
+        (entry(value=10**400), "entry 1: (value: expected float|got .slic. = 1000)"),
         (entry(setting=[]), "entry 1: setting: expected dict"),
         (entry(setting={}), "entry 1: setting.pixels: expected the pixels of an image, got None"),
         (entry(setting={"pixels": 0}), "entry 1: setting.pixels: expected the pixels of an image, got 0"),
