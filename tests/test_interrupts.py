@@ -23,7 +23,8 @@ clean = float(sys.argv[1])
 def work():
     try:
         print("works", flush=True)
-        time.sleep(60)
+        for _ in range(600):  # in slices: a signal just before a sleep begins does not end it
+            time.sleep(0.1)
         return 0
     finally:
         print("cleans up", flush=True)
@@ -53,7 +54,8 @@ with interruptible("do this", own_process=True) as interruption:
     try:
         Finalized()
         print("works", flush=True)
-        time.sleep(60)
+        for _ in range(600):  # in slices: a signal just before a sleep begins does not end it
+            time.sleep(0.1)
     except KeyboardInterrupt:
         sys.exit(interruption.status)
 """
