@@ -158,6 +158,7 @@ INPUTS = (
         formats.LABEL_MAP,
         instead=lambda value: value == [image_ref()],
     ),
+    Input("superpixel parameters, in training", keyframe, PARAMETERS, pair, trees.JSON),
     Input(
         "superpixel parameters",
         keyframe,

@@ -79,6 +79,9 @@ class TinyTask:
     def loss(self, outputs: Tensor, batch: Tensor) -> tuple[Tensor, dict[str, float]]:
         return (outputs - 1).square().mean(), {}
 
+    def evidence(self, batch: Tensor) -> int:
+        return len(batch)
+
     def validate(self, batches: Iterable[Tensor]) -> dict[str, float]:
         with torch.no_grad():
             return {"val_loss": sum(float(self.loss(self.model(batch), batch)[0]) for batch in batches)}
@@ -143,7 +146,7 @@ def _checked(path: str) -> Any:
     with zipfile.ZipFile(path) as archive:
         if archive.testzip() is not None:
             raise ValueError("damaged")
-    return torch.load(path, weights_only=True)
+    return trees.from_torch(Path(path).read_bytes())  # by its contents, whatever its name ends in
 
 
 def _tensors(tree: Any) -> Iterator[Tensor]:
