@@ -11,6 +11,7 @@ import contextlib
 import os
 import shutil
 import sqlite3
+import stat
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -72,9 +73,10 @@ def prepare(uri: str, path: Path) -> None:
 
 
 def exists(uri: str, path: Path) -> bool:
-    """Whether the file is there. Raises `TrackingError` for a path that no file can have."""
+    """Whether the file is there. Raises `TrackingError` for a path that no file can have, and what is not a file."""
     try:
-        path.stat()
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise TrackingError(uri, "is not a file (a folder, FIFO or device is there)", ELSEWHERE, lasting=True)
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as error:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import multiprocessing
+import os
 import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
@@ -218,6 +219,15 @@ def test_a_damaged_file_is_named(content: bytes, tmp_path: Path) -> None:
     assert "is damaged" in doctor_says(in_folder(tmp_path))[1]
     with pytest.raises(TrackingError, match=r"mlflow\.db is damaged .*move the file away"):
         start_run(in_folder(tmp_path), "pretrain")
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_not_a_file_is_named_and_not_waited_for(make: Callable[[Path], None], tmp_path: Path) -> None:
+    make(tmp_path / "mlflow.db")
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    for use in (connect, lambda uri: check_store(uri, "slidr")):
+        with pytest.raises(TrackingError, match=r"mlflow\.db is not a file .*; choose another run\.folder"):
+            use(uri)
 
 
 def test_an_empty_file_becomes_a_store(tmp_path: Path) -> None:

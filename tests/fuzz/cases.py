@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 
 from .harness import GOOD, Case, Input, Outcome
+from .mutations import BYTES, PLACES
 
 
 def cases_of(inputs: Iterable[Input], weights: Mapping[str, int], each: int) -> list[Case]:
@@ -18,8 +19,11 @@ def cases_of(inputs: Iterable[Input], weights: Mapping[str, int], each: int) -> 
     ]
 
 
-def sample(inputs: Iterable[Input], cases: Sequence[Case], count: int, seed: int) -> list[Case]:
-    """`count` of the cases: as many of every input, with different mutations first; of a slow input, one."""
+def sample(inputs: Sequence[Input], cases: Sequence[Case], count: int, seed: int) -> list[Case]:
+    """`count` of the cases: one of every mutation that any file may suffer, the rest dealt out over the inputs.
+
+    Of an input, different mutations come first; of a slow one, one case at most is dealt.
+    """
     rng = random.Random(seed)
     own: dict[str, list[Case]] = {}
     for one in inputs:
@@ -28,8 +32,10 @@ def sample(inputs: Iterable[Input], cases: Sequence[Case], count: int, seed: int
         turns: dict[str, int] = {}
         turn_of = {case: _count(turns, case.mutation) for case in mixed}
         own[one.name] = sorted(mixed, key=lambda case: turn_of[case])[: 1 if one.slow else None]
+    quick = [case for one in inputs if not one.slow for case in own[one.name]]
+    general = [rng.choice([case for case in quick if case.mutation == name]) for name in (*BYTES, *PLACES)]
     dealt = [mixed[turn] for turn in range(count) for mixed in own.values() if turn < len(mixed)]
-    return sorted(dealt[:count])
+    return sorted(list(dict.fromkeys([*general, *dealt]))[:count])
 
 
 def _count(turns: dict[str, int], mutation: str) -> int:

@@ -157,7 +157,7 @@ INPUTS = (
         "URI of a teacher",
         _uri("student.pt", make_student),
         "uri",
-        _asked(lambda uri: str(resolve(uri, cache="cache"))),
+        _asked(lambda uri: read_checkpoint(resolve(uri, cache="cache"))),
         CHANGES,
         names=names,
         without=(*PLACES, *OTHERS),

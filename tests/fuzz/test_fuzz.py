@@ -13,6 +13,7 @@ import pytest
 from .cases import cases_of, failures, sample
 from .harness import Case, Outcome
 from .inputs import INPUTS
+from .mutations import BYTES, PLACES
 from .sandbox import run_cases
 
 MODULE = "fuzz.inputs"
@@ -47,7 +48,7 @@ def test_every_damaged_input_ends_in_a_named_error_or_the_right_result(
 
 def test_every_kind_of_input_and_every_kind_of_damage_is_in_the_sample() -> None:
     assert {case.input for case in SAMPLE} == {each.name for each in INPUTS}
-    assert {case.mutation for case in SAMPLE} >= {"flip", "scramble", "cut", "fifo", "sparse", "directory", "null"}
+    assert {case.mutation for case in SAMPLE} >= {*BYTES, *PLACES, "null", "missing key", "not finite", "huge number"}
     assert len(SAMPLE) == 200
 
 

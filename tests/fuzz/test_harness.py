@@ -61,7 +61,7 @@ def test_values_that_differ_in_one_bit_have_other_digests() -> None:
 
 def test_a_sample_has_cases_of_every_input() -> None:
     cases = cases_of(INPUTS, {}, each=1)
-    assert {case.input for case in sample(INPUTS, cases, len(INPUTS), seed=3)} == {each.name for each in INPUTS}
+    assert {case.input for case in sample(INPUTS, cases, 100, seed=3)} == {each.name for each in INPUTS}
 
 
 def test_no_two_inputs_share_a_name() -> None:
