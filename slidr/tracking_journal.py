@@ -192,7 +192,7 @@ class Journal:
         return lines if not lines or lines[-1].endswith(b"\n") else lines[:-1]
 
     def _open(self) -> contextlib.AbstractContextManager[IO[bytes]]:
-        if self._remote or not storage.present(self.path):
+        if self._remote or not storage.exists(self.path):
             return io.BytesIO(self._lines)
         return storage.open_read(self.path)
 
@@ -338,7 +338,7 @@ def _lines_at(path: str) -> Iterator[bytes]:
     """A journal's lines; none where there is no file yet."""
     if storage.is_remote(path):
         yield from io.BytesIO(_read(path))
-    elif storage.present(path):
+    elif storage.exists(path):
         with storage.open_read(path) as file:
             yield from _lines_of(file)
 
@@ -351,4 +351,4 @@ def _lines_of(file: IO[bytes]) -> Iterator[bytes]:
 
 def _read(path: str) -> bytes:
     """The bytes of an object store's journal; none where there is no file yet."""
-    return storage.read_bytes(path, storage.TABLE_BYTES) if storage.present(path) else b""
+    return storage.read_bytes(path, storage.TABLE_BYTES) if storage.exists(path) else b""

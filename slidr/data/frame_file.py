@@ -271,7 +271,7 @@ def _feed_fingerprint(digest: Any, batch: pa.RecordBatch) -> None:
 def _verify_earlier(path: str, stamp: tuple[float, ...]) -> None:
     """Compares the rows of a table of an earlier version with its fingerprint and the rules: once for each `stamp`."""
     table = TableFile(path, verified=True)
-    digest, rules = hashlib.sha256(table.dataset.encode()), FrameRules(path, table.dataset)
+    digest, rules = hashlib.sha256(table.dataset.encode()), FrameRules(path, table.dataset, earlier=True)
     for batch in table.batches():
         table._guarded(partial(rules.check, batch))
         _feed_fingerprint(digest, batch)

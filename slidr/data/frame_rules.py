@@ -18,7 +18,7 @@ from slidr.data.storage import DataError
 from slidr.shapes import Bool, Float, Float64
 
 LARGEST_IMAGE = 65_535  # pixels of a side, as in JPEG
-ORTHONORMAL = 1e-3  # how far an entry of R R^T may be from the identity's; calibration files round to about 1e-6
+ORTHONORMAL = 5e-3  # how far an entry of R R^T may be from the identity's; three decimals of R are up to 1.8e-3 off
 FARTHEST = 1e8  # m; the Earth's circumference is 4e7
 
 
@@ -65,11 +65,15 @@ def intrinsics_problem(matrix: Float[np.ndarray, "3 3"]) -> str | None:
 
 
 class FrameRules:
-    """The rules for the rows of one table, given in batches of the table's schema, in order."""
+    """The rules for the rows of one table, given in batches of the table's schema, in order.
 
-    def __init__(self, name: str, dataset: DatasetName) -> None:
+    A table of an `earlier` version may have scenes without a name or in several parts: both train as they did then.
+    """
+
+    def __init__(self, name: str, dataset: DatasetName, earlier: bool = False) -> None:
         self._name = name
         self._dataset = dataset
+        self._earlier = earlier
         self._tokens: set[str] = set()
         self._scenes: set[str] = set()
         self._scene: str | None = None  # the last row's
@@ -91,10 +95,9 @@ class FrameRules:
             return f"{of_frame(int(row_of_camera[i]))}: {channels[i]}"
 
         self._check_order(tokens, scenes, of_frame)
-        names = {"lidar_token": name_problem if self._dataset == "nuscenes" else _token_problem}
-        for field, problem in {**names, "lidar_path": path_problem, "label_path": path_problem}.items():
-            _check_each(batch.column(field).to_pylist(), problem, field, of_frame)
-        for field, problem in {"channel": name_problem, "token": name_problem, "image_path": path_problem}.items():
+        for field in ("lidar_path", "label_path"):
+            _check_each(batch.column(field).to_pylist(), path_problem, field, of_frame)
+        for field, problem in {"channel": _text_problem, "token": name_problem, "image_path": path_problem}.items():
             _check_each(cameras.field(field).to_pylist(), problem, field, of_camera)
         for field in ("width", "height"):
             _check_each(cameras.field(field).to_pylist(), _size_problem, field, of_camera)
@@ -118,14 +121,15 @@ class FrameRules:
 
     def _check_order(self, tokens: list[str], scenes: list[str], of_frame: Any) -> None:
         for row, (token, scene) in enumerate(zip(tokens, scenes, strict=True)):
-            problem = _token_problem(token)
+            # SemanticKITTI's predictions are files named by the frame's token, those of nuScenes by the sweep's.
+            problem = _file_problem(token) if self._dataset == "semantic_kitti" else _text_problem(token)
             if problem is None and token in self._tokens:
                 problem = "is the token of an earlier frame, too; expected one frame a token"
             if problem is not None:
                 raise DataError(f"{of_frame(row)}: token {problem}")
-            if not scene:
+            if not scene and not self._earlier:
                 raise DataError(f"{of_frame(row)}: scene is empty")
-            if scene != self._scene and scene in self._scenes:
+            if scene != self._scene and scene in self._scenes and not self._earlier:
                 raise DataError(
                     f"{of_frame(row)}: scene comes a second time, after {self._scene!r}; expected the frames of a "
                     "scene one after the other"
@@ -185,8 +189,14 @@ def _plausible(matrices: Float64[np.ndarray, "N R C"]) -> Bool[np.ndarray, " N"]
         return last_row & (off <= ORTHONORMAL) & near & (np.linalg.det(rotations) > 0)
 
 
-def _token_problem(text: str) -> str | None:
-    """Why a text is not a frame's token: names of files, perhaps with '/' between them (SemanticKITTI's)."""
+def _text_problem(text: str) -> str | None:
+    if not text:
+        return "is empty"
+    return "has control characters" if _control(text) else None
+
+
+def _file_problem(text: str) -> str | None:
+    """Why a token is not one or more names of files with '/' between them."""
     return next((found for part in text.split("/") if (found := name_problem(part)) is not None), None)
 
 

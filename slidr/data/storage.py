@@ -204,19 +204,15 @@ def sweep_temporary(folder: str | os.PathLike[str]) -> int:
 
 
 def exists(path: str | os.PathLike[str]) -> bool:
-    """Whether there is a file or folder, or a link of that name: what reads a broken link says so, and no caller takes
-    it for a file that was never written.
+    """Whether there is a file, a folder or a link of that name.
+
+    A broken link counts: reading it is an error, and no caller takes it for a file that was never written.
     """
     if not is_remote(path):
         return os.path.lexists(join(path))
     from pyarrow import fs
 
     return _retrying(lambda: _filesystem(path).get_file_info(_key(path)).type != fs.FileType.NotFound)
-
-
-def present(path: str | os.PathLike[str]) -> bool:
-    """As `exists`, but a link that leads nowhere counts: to read it is an error, and not an absent file."""
-    return exists(path) if is_remote(path) else os.path.lexists(join(path))
 
 
 def modified(path: str | os.PathLike[str]) -> float:

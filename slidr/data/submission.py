@@ -14,6 +14,7 @@ import numpy as np
 
 from slidr.config import DatasetName
 from slidr.data import storage
+from slidr.data.label_maps import name_problem
 from slidr.data.labels import CLASSES, semantic_kitti_raw
 from slidr.data.storage import DataError
 from slidr.shapes import Int64
@@ -34,12 +35,17 @@ class Submission:
     split: str
 
     def path_of(self, frame: Frame) -> str:
-        """The file of a frame's predictions."""
+        """The file of a frame's predictions. Raises `DataError` for a frame whose token cannot name one."""
         if self.dataset == "semantic_kitti":
             sequence, slash, scan = frame.token.partition("/")
             if not slash or "/" in scan:
                 raise DataError(f"frame {frame.token!r}: expected a token as 08/000123, which names its predictions")
             return storage.join(self.folder, "sequences", sequence, "predictions", f"{scan}.label")
+        problem = name_problem(frame.lidar_token)
+        if problem is not None:
+            raise DataError(
+                f"frame {frame.token!r}: lidar_token {frame.lidar_token!r} {problem}; it names the file of predictions"
+            )
         return storage.join(self.folder, "lidarseg", self.split, f"{frame.lidar_token}_lidarseg.bin")
 
     def write(self, frame: Frame, classes: Int64[np.ndarray, " N"]) -> str:

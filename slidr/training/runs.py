@@ -72,7 +72,7 @@ class RunFolder:
     def result(self) -> dict[str, Any] | None:
         """The final scores, or None for a run that is not finished. Raises `DataError` for a damaged record of them."""
         path = self.file("result.json")
-        if not storage.present(path):
+        if not storage.exists(path):
             return None
         again = "copy it again, or remove it: the same command with --run.resume makes it again from the checkpoints"
         record = read_record(path, {"steps": int, "epochs": int}, {_DIGEST: str}, next_step=again)
@@ -103,7 +103,7 @@ class RunFolder:
         if text is not None:
             storage.write_bytes_atomic(path, redact_url(text).encode())
             return text
-        return _text(path) if storage.present(path) else None
+        return _text(path) if storage.exists(path) else None
 
     def require_visible(self) -> None:
         """Raises `RunError` in a process that does not see the folder, which `claim` made elsewhere."""
@@ -228,7 +228,7 @@ def require_same_data(config: Config, folder: RunFolder) -> None:
     if config.student.weights is not None:
         now["weights"] = weights_digest(config.student.weights)
     known = folder.file("data.json")
-    if not storage.present(known) or not (folder.checkpoints.steps() or folder.result()):
+    if not storage.exists(known) or not (folder.checkpoints.steps() or folder.result()):
         folder.note("data.json", json.dumps(now, indent=2))
         return
     changed = {

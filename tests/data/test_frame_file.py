@@ -177,6 +177,17 @@ def test_the_rules_for_frames_hold_for_tables_of_others(path: Path, tmp_path: Pa
         FrameTable.open(_as_before(path, tmp_path / "n.parquet", without_place))
 
 
+def test_earlier_tables_of_logs_in_order_of_time_still_open(path: Path, tmp_path: Path) -> None:
+    """Their scenes alternate and may have no name; the fingerprint does not cover scenes."""
+
+    def interleaved(table: pa.Table) -> pa.Table:
+        scenes = pa.array(["", "night"] * (len(table) // 2))
+        return table.set_column(table.schema.get_field_index("scene"), "scene", scenes)
+
+    table = FrameTable.open(_as_before(path, tmp_path / "fleet.parquet", interleaved))
+    assert (table.scenes, [frame.scene for frame in table[:3]]) == (["", "night"], ["", "night", ""])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

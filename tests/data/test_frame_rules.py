@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from slidr.data.frames import FrameTable, read_frames, write_frames
 from slidr.data.nuscenes import read_frames as read_nuscenes
@@ -94,7 +95,7 @@ def test_a_camera_that_cannot_be_used_is_refused_by_name(
         ({"global_from_ego": np.eye(4)[:3]}, r"global_from_ego: got the shape \(3, 4\); expected \(4, 4\)"),
         ({"lidar_path": ""}, r"lidar_path '' is empty"),
         ({"label_path": "/labels.bin"}, r"label_path '/labels\.bin' leaves the data root"),
-        ({"lidar_token": "a/b"}, r"lidar_token 'a/b' cannot name a file"),
+        ({"lidar_path": "a\nb.bin"}, r"lidar_path .* has control characters"),
         ({"timestamp": "noon"}, r"timestamp: expected int64, got 'noon'"),
     ],
 )
@@ -132,9 +133,31 @@ def test_real_and_synthetic_frames_keep_the_rules(
     assert len(read_frames(str(tmp_path / "real.parquet"))) == 1
 
 
-def test_rounded_rotations_pass_and_another_unit_does_not(make_frames: MakeFrames, tmp_path: Path) -> None:
+def test_names_that_no_file_has_are_free(make_frames: MakeFrames, tmp_path: Path) -> None:
+    """As ROS topics, and as logs without a token for each sweep."""
     frames, path = make_frames(1), str(tmp_path / "f.parquet")
-    rounded = np.round(frames[1].ego_from_lidar, 4)
+    topic = "/camera/front left/image_raw"
+    named = _with_camera(frames, channel=topic)
+    write_frames(_with_frame(named, token="/log 1/7", lidar_token=""), path)
+    frame = FrameTable.open(path)[1]
+    assert (frame.token, frame.lidar_token, frame.cameras[2].channel) == (
+        "/log 1/7",
+        "",
+        "/camera/front left/image_raw",
+    )
+    with pytest.raises(DataError, match=r"channel '' is empty"):
+        write_frames(_with_camera(frames, channel=""), path)
+    with pytest.raises(DataError, match=r"frame '\.\./7' of 'scene-0000': token cannot name a file"):
+        write_frames(_with_frame(frames, token="../7"), path, "semantic_kitti")
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_rotations_of_three_decimals_pass_and_another_unit_does_not(
+    make_frames: MakeFrames, tmp_path: Path, seed: int
+) -> None:
+    frames, path = make_frames(1), str(tmp_path / "f.parquet")
+    rounded = np.eye(4)
+    rounded[:3, :3] = np.round(Rotation.random(random_state=seed).as_matrix(), 3)
     write_frames(_with_frame(frames, ego_from_lidar=rounded), path)
     with pytest.raises(DataError, match="has no rotation"):
         write_frames(_with_frame(frames, ego_from_lidar=np.diag([1.01, 1.01, 1.01, 1])), path)

@@ -101,3 +101,13 @@ def test_a_token_that_names_no_scan_has_no_place_in_a_submission(world_frames: l
     for token in ("000123", "08/000123/x"):
         with pytest.raises(DataError, match=rf"frame '{token}': expected a token as 08/000123"):
             submission.path_of(replace(world_frames[0], token=token))
+
+
+@pytest.mark.parametrize("token", ["", "log/7", "../7", ".7"])
+def test_a_sweep_token_that_names_no_file_has_no_place_in_a_submission(
+    world_frames: list[Frame], tmp_path: Path, token: str
+) -> None:
+    submission = Submission("nuscenes", str(tmp_path), "val")
+    with pytest.raises(DataError, match=rf"lidar_token '{token}' (is empty|cannot name a file)"):
+        submission.write(replace(world_frames[0], lidar_token=token), np.array([1]))
+    assert not list(tmp_path.rglob("*.bin"))
