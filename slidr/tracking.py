@@ -66,7 +66,9 @@ def finish_run(
         return
     try:
         complete = Journal(folder.file("metrics.jsonl"), run).send(tell)
-        end_run(run, status, {"checkpoints": redact_url(folder.checkpoints.path)})
+        # A run of an earlier version may be FINISHED without the note: ending it again would change its end time.
+        if status != "FINISHED" or connect(run.uri).get_run(run.run_id).info.status != status:
+            end_run(run, status, {"checkpoints": redact_url(folder.checkpoints.path)})
         if complete and status == "FINISHED":
             folder.note(ENDED, run.run_id)
     except (

@@ -17,6 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from slidr.config.paths import from_file_uri
 from slidr.data import storage
 from slidr.tracking_errors import ELSEWHERE, MOVE_AWAY, TrackingError, is_foreign, tracking_error
 from slidr.training.locks import held
@@ -120,11 +121,14 @@ def follow_move(uri: str, path: Path, located: str | None) -> None:
     """Makes a store that was moved or copied write artifacts beside itself again; `located`: its experiment's location.
 
     Only locations of the form that this project makes (`.../mlartifacts` of a file system) are changed, with a
-    warning: runs recorded before are then found in the new place, too.
+    warning: runs recorded before are then found in the new place, too. A folder that exists, where there is none beside
+    the file, was chosen by the user and stays.
     """
     here = artifact_location(path)
     located = located or ""
-    if located == here or not (located.startswith("file:") and located.endswith(f"/{ARTIFACTS}")):
+    if located == here or not (located.startswith("file:///") and located.endswith(f"/{ARTIFACTS}")):
+        return
+    if os.path.isdir(from_file_uri(located)) and not os.path.isdir(from_file_uri(here)):
         return
     _log.warning("%s was moved: its artifacts are in %s from now on, no longer in %s", path, here, located)
     with _telling(uri), contextlib.closing(sqlite3.connect(path, timeout=_BUSY_S)) as database, database:
@@ -207,12 +211,9 @@ def _telling(uri: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _reading(uri: str, path: Path) -> Iterator[sqlite3.Connection]:
-    with (
-        _telling(uri),
-        contextlib.closing(
-            sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=_BUSY_S)
-        ) as database,
-    ):
+    """The database, for queries. What a killed writer left half-written is rolled back, which needs mode=rw."""
+    location = f"{path.absolute().as_uri()}?mode=rw"
+    with _telling(uri), contextlib.closing(sqlite3.connect(location, uri=True, timeout=_BUSY_S)) as database:
         yield database
 
 

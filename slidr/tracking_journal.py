@@ -51,7 +51,7 @@ class JournalError(RedactedError, RuntimeError):
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a journal: metrics at a step, or a message (a note or a warning) for who follows the run."""
+    """One line of a journal: metrics at a step, or a message (a note or a warning) for the user who follows the run."""
 
     time_ms: int = 0
     step: int = 0
@@ -189,7 +189,9 @@ class Journal:
         with self._open() as file:
             file.seek(start)
             lines = list(itertools.islice(_lines_of(file), SLICE))
-        return lines if not lines or lines[-1].endswith(b"\n") else lines[:-1]
+        while lines and not lines[-1].endswith(b"\n"):  # a very long line is several pieces
+            lines.pop()
+        return lines
 
     def _open(self) -> contextlib.AbstractContextManager[IO[bytes]]:
         if self._remote or not storage.exists(self.path):

@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 
 from slidr.config import Config
 from slidr.data import storage
-from slidr.tracking import Journal, RunHandle, TrackingError, connect, record_config, start_run, tracking_uri
+from slidr.data.storage import DataError
+from slidr.tracking import Journal, JournalError, RunHandle, TrackingError, connect, record_config, start_run, tracking_uri
 from slidr.training.runs import RunFolder, folder_of
 from slidr.tuning.jobs import End, Job, fraction_name, job_config, search_folder
 from slidr.urls import redact_url, redacting_logger
@@ -179,7 +180,7 @@ class SearchTracker:
             return None
         try:
             value = call()
-        except TrackingError as error:  # the search must go on
+        except (TrackingError, JournalError, DataError, OSError) as error:  # the search must go on
             if not self._away:
                 _log.warning("%s; the search goes on and sends later", error)
             self._away, self._retry_at = True, time.monotonic() + _PAUSE_S

@@ -293,6 +293,25 @@ def test_a_line_that_is_still_being_written_is_sent_once_it_is_whole(
     assert store.steps == [1, 2]
 
 
+def test_a_tail_without_a_line_end_is_left_for_later_however_long_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, path = Store(monkeypatch), tmp_path / "m.jsonl"
+    Journal(path).log(1, {"loss": 1.0})
+    path.write_bytes(path.read_bytes() + bytes(2 * tracking_journal._LONGEST_LINE + 1))  # as after a power failure
+
+    def tell(sent: int, size: int) -> None:
+        raise AssertionError(f"{sent} of {size} bytes: nothing else can be sent")
+
+    journal = Journal(path, RunHandle("http://host", "0"))
+    assert journal.send(tell)
+    assert store.steps == [1]
+    assert not journal.pending()
+    journal.log(2, {"loss": 1.0})
+    assert journal.send()
+    assert store.steps == [1, 2]
+
+
 def test_a_step_waits_for_one_slice_of_a_backlog_and_the_end_sends_the_rest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -370,3 +389,14 @@ def test_a_run_is_ended_once_and_a_store_that_is_away_only_delays_that(
     assert "late" in client.get_run(run.run_id).data.metrics
     monkeypatch.setattr(tracking, "end_run", None)  # from now on MLflow is not even asked
     tracking.finish_again(config, folder)
+
+
+def test_a_finished_run_of_an_earlier_version_keeps_the_time_at_which_it_ended(tmp_path: Path, config: Config) -> None:
+    from mlflow import MlflowClient
+
+    folder, client = RunFolder(str(tmp_path)), MlflowClient(tracking_uri=tracking_uri(config))
+    run = tracking.open_run(config, "pretrain", folder)
+    client.set_terminated(run.run_id, "FINISHED", end_time=1_000)
+    tracking.finish_again(config, folder)
+    assert client.get_run(run.run_id).info.end_time == 1_000
+    assert folder.note(tracking.ENDED) == run.run_id

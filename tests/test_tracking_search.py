@@ -183,3 +183,18 @@ def test_an_interrupted_search_leaves_no_run_running_and_takes_them_up_again(sto
         "tune-search": "FINISHED", "100pct": "FINISHED", under_way.name: "KILLED", ended.name: "FINISHED"
     }  # fmt: skip
     assert waiting.name not in statuses()
+
+
+def test_a_journal_that_cannot_be_read_costs_a_search_nothing_but_its_mirror(
+    store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = search(tmp_path, 1)
+    tracker, (job,) = SearchTracker(config, {}), jobs(1)
+    tracker.start(job)
+    journal = Path(folder_of(job_config(config, job)).file("metrics.jsonl"))
+    journal.mkdir()
+    assert not tracker.end(job, End("finished", 0.5))
+    assert str(journal) in caplog.text
+    journal.rmdir()
+    again = SearchTracker(config, {})
+    assert again.end(job, End("finished", 0.5))

@@ -165,6 +165,29 @@ def test_a_process_killed_while_it_makes_the_store_leaves_none(tmp_path: Path) -
     assert not any(path.name.startswith(".tmp-") for path in tmp_path.iterdir())
 
 
+_DIES_WRITING = """
+import os, sqlite3, sys
+database = sqlite3.connect(sys.argv[1])
+database.execute("PRAGMA cache_size = 1")  # pages reach the disk before the end of the transaction
+database.execute("BEGIN")
+database.execute("UPDATE experiments SET name = name || ' half'")
+database.execute("CREATE TABLE large (content)")
+database.executemany("INSERT INTO large VALUES (?)", [("x" * 4000,)] * 100)
+os._exit(9)
+"""
+
+
+def test_a_store_whose_writer_was_killed_in_a_transaction_is_used_as_it_was_before(store: Path, tmp_path: Path) -> None:
+    shutil.copytree(store, tmp_path / "runs")
+    path, config = tmp_path / "runs" / "mlflow.db", in_folder(tmp_path / "runs", "next")
+    uri = tracking.tracking_uri(config)
+    for use in (lambda: check_store(uri, "slidr"), lambda: start_run(config, "pretrain")):
+        assert subprocess.run([sys.executable, "-c", _DIES_WRITING, str(path)]).returncode == 9
+        assert path.with_name("mlflow.db-journal").stat().st_size > 0
+        use()
+        assert connect(uri).get_experiment_by_name("slidr") is not None
+
+
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a store of one run, for copying."""
@@ -313,6 +336,15 @@ def test_a_moved_store_writes_artifacts_beside_itself_again(
     caplog.clear()
     start_run(in_folder(new, "again"), "pretrain")
     assert caplog.text == ""
+
+
+def test_a_chosen_artifact_location_on_another_disk_stays_whatever_its_name(tmp_path: Path) -> None:
+    config, elsewhere = in_folder(tmp_path / "runs"), tmp_path / "disk" / "mlartifacts"
+    elsewhere.mkdir(parents=True)
+    connect(tracking.tracking_uri(config)).create_experiment("slidr", artifact_location=elsewhere.as_uri())
+    handle = start_run(config, "pretrain")
+    assert connect(handle.uri).get_run(handle.run_id).info.artifact_uri.startswith(elsewhere.as_uri())
+    assert list(elsewhere.glob("*/artifacts/config.yaml"))
 
 
 def test_another_ones_artifact_location_stays_what_it_is(tmp_path: Path) -> None:
