@@ -147,15 +147,15 @@ class Journal:
             for first in range(0, len(metrics), _BATCH):
                 self._client = self._client or connect(self.handle.uri)
                 self._client.log_batch(self.handle.run_id, metrics=metrics[first : first + _BATCH])
-        except TrackingError as error:
+            with self._writing(self._cursor):
+                storage.write_bytes_atomic(self._cursor, str(sent + sum(map(len, fresh))).encode())
+        except (TrackingError, JournalError) as error:  # without the cursor the slice is sent again, which is harmless
             self._client = None
             if not self._warned:
                 self._warned = True
                 _log.warning("%s; metrics wait in %s and are sent later", error, redact_url(self.path))
             return False
         self._warned = False
-        with self._writing(self._cursor):
-            storage.write_bytes_atomic(self._cursor, str(sent + sum(map(len, fresh))).encode())
         return True
 
     def _append(self, entry: dict[str, Any]) -> None:

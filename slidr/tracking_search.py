@@ -17,7 +17,16 @@ from typing import Any, TypeVar
 from slidr.config import Config
 from slidr.data import storage
 from slidr.data.storage import DataError
-from slidr.tracking import Journal, JournalError, RunHandle, TrackingError, connect, record_config, start_run, tracking_uri
+from slidr.tracking import (
+    Journal,
+    JournalError,
+    RunHandle,
+    TrackingError,
+    connect,
+    record_config,
+    start_run,
+    tracking_uri,
+)
 from slidr.training.runs import RunFolder, folder_of
 from slidr.tuning.jobs import End, Job, fraction_name, job_config, search_folder
 from slidr.urls import redact_url, redacting_logger

@@ -293,6 +293,22 @@ def test_a_line_that_is_still_being_written_is_sent_once_it_is_whole(
     assert store.steps == [1, 2]
 
 
+def test_a_cursor_that_cannot_be_written_ends_no_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = Store(monkeypatch)
+    journal = Journal(tmp_path / "m.jsonl", RunHandle("http://host", "0"))
+    journal.log(1, {"loss": 1.0})
+    (tmp_path / "m.jsonl.sent").mkdir()
+    assert not journal.send()
+    assert not journal.send()
+    assert caplog.text.count("m.jsonl.sent: cannot be written") == 1
+    (tmp_path / "m.jsonl.sent").rmdir()
+    assert journal.send()
+    assert store.steps == [1, 1, 1], "a metric sent twice is the same metric"
+    assert not journal.pending()
+
+
 def test_a_tail_without_a_line_end_is_left_for_later_however_long_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

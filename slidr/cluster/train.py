@@ -217,7 +217,7 @@ def _sending(journal: str, run: tracking.RunHandle) -> Iterator[None]:
             try:
                 while sender.send_slice() and sender.pending() and not stop.is_set():
                     continue
-            except tracking.JournalError as error:  # a full disk: the workers' own journal ends the run
+            except storage.DataError as error:  # the journal cannot be read
                 _log.warning("%s", error)
 
     thread = threading.Thread(target=send, daemon=True)
