@@ -1,8 +1,8 @@
 # make demo   the main job on a synthetic world: nothing needed but git, make and Python 3.11 or 3.12
 # make tune-demo   the learning-rate search for two label fractions, on the same world
 # make test   ruff, the type checker and pytest, in an environment of its own making
-# make chaos  kills drivers, workers and nodes, damages checkpoints, fills a disk, compares with undisturbed runs, and
-#             prints what each fault cost; SLIDR_CHAOS_ROUNDS=3 make chaos: three times, at other moments
+# make chaos  kills drivers, workers and nodes, damages every kind of file that is read, fills a disk, compares with
+#             undisturbed runs, and prints what each fault cost; SLIDR_CHAOS_ROUNDS=3 make chaos: three times, at other moments
 VENV   := .venv
 BIN    := $(VENV)/bin
 PYTHON := $(shell for p in python3.11 python3.12 python3; do \

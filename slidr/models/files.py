@@ -77,12 +77,19 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 @contextmanager
 def open_weights(path: str | Path) -> Iterator[IO[bytes]]:
-    """A file of weights opened for reading at any position. Raises `DataError` as `storage.read_bytes` does."""
+    """A file of weights opened for reading at any position.
+
+    Raises `DataError` as `storage.read_bytes` does, also where reading fails in the block, as on a damaged disk.
+    """
     if storage.is_remote(path):
         yield io.BytesIO(storage.read_bytes(path, storage.WEIGHTS_BYTES))
         return
     with storage.open_read(path, storage.WEIGHTS_BYTES) as file:
-        yield file
+        try:
+            yield file
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            raise storage.DataError(f"{os.fspath(path)}: cannot be read ({reason}); copy the file again") from error
 
 
 def sha256_of(path: str | Path) -> str:

@@ -81,3 +81,8 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
         crash_half_way()
     assert torch.equal(read_checkpoint(path)["w"], torch.ones(1))
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_whose_reading_fails_is_named() -> None:
+    with pytest.raises(WeightsError, match=r"^/proc/self/mem: cannot be read \("):
+        read_checkpoint("/proc/self/mem")
