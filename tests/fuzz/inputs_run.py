@@ -185,6 +185,12 @@ def sent_says(value: Any) -> bool:
     return done and set(wanted) <= set(metrics) and all(np.isfinite(metric[1]) for metric in metrics)
 
 
+def sent_again(value: Any) -> bool:
+    """Whether all was sent that was lacking, and is sent again next time, as its mark cannot be written."""
+    done, metrics = value
+    return not done and Path(CURSOR).is_dir() and sent_says((True, metrics))
+
+
 def lines_say(value: Any) -> bool:
     """Whether a journal's metrics are those of its lines that are whole records, and no undamaged line's are lost."""
     known, damaged = Path("intact").read_bytes().splitlines(), Path(JOURNAL).read_bytes().splitlines()
@@ -227,7 +233,7 @@ def followed_says(value: Any) -> bool:
 @cache
 def store() -> tuple[Path, str]:
     """A store of MLflow in a file, and a run in it."""
-    folder = Path(tempfile.mkdtemp(prefix="slidr-fuzz-"))
+    folder = Path(tempfile.mkdtemp(dir=Path.cwd().parent))
     config = replace(BASE, tracking=replace(BASE.tracking, uri=f"sqlite:///{folder}/mlflow.db"))
     return folder / "mlflow.db", start_run(config, "finetune").run_id
 
@@ -271,7 +277,7 @@ INPUTS = (
     Input("metrics.jsonl", make_journal, JOURNAL, lambda: read_journal(JOURNAL), trees.JSON_LINES, lines_say),
     Input("metrics.jsonl, sent", make_journal, JOURNAL, sent, trees.JSON_LINES, sent_says),
     Input("metrics.jsonl, followed", make_journal, JOURNAL, followed, trees.JSON_LINES, followed_says),
-    Input("metrics.jsonl.sent", make_journal, CURSOR, sent, says=sent_says),
+    Input("metrics.jsonl.sent", make_journal, CURSOR, sent, says=sent_says, instead=sent_again),
     Input(
         "mlflow.db",
         make_note,

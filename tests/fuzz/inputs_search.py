@@ -118,7 +118,7 @@ MARK = "root/synthetic/scene-0061_0000.json"
 
 @cache
 def made_world(variant: int) -> Path:
-    root = Path(tempfile.mkdtemp(prefix="slidr-fuzz-")) / "root"
+    root = Path(tempfile.mkdtemp(dir=Path.cwd().parent)) / "root"
     return write_dataroot(root, **WORLD, seed=0) if variant == 0 else write_unrendered(root, **WORLD, seed=variant)
 
 

@@ -43,7 +43,7 @@ TABLES = ("category", "sensor", "calibrated_sensor", "log", "map", "scene", "sam
 @cache
 def world(variant: int) -> Path:
     """The tables of a synthetic world of two scenes of two keyframes; its samples' files are empty."""
-    root = Path(tempfile.mkdtemp(prefix="slidr-fuzz-"), "root")
+    root = Path(tempfile.mkdtemp(dir=Path.cwd().parent), "root")
     splits = {"mini_train": 1, "mini_val": 1}
     write_unrendered(root, splits=splits, keyframes=2, scale=0.02, seed=variant, version="v1.0-mini")
     return root
