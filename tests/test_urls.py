@@ -17,6 +17,10 @@ from slidr.urls import redact_url
         ("s3://bucket/a#b.pt", "s3://bucket/a#b.pt"),
         ("s3://KEY:SECRET@bucket/a.pt", "s3://bucket/a.pt"),
         ("s3://KEY:SE/CR/ET@bucket/a.pt", "s3://bucket/a.pt"),
+        ("s3://KEY:/SE/CRET@bucket/a.pt", "s3://bucket/a.pt"),
+        ("s3://KEY:12/CRET@bucket/a.pt", "s3://bucket/a.pt"),
+        ("HTTPS://user:word@host/a.pt#part", "HTTPS://host/a.pt"),
+        ("http://host:8080/a@b.pt", "http://host:8080/a@b.pt"),
         ("s3://bucket/a?endpoint_override=127.0.0.1:9000&secret_key=x", "s3://bucket/a"),
         ("https://host:8443/a.pt?X-Amz-Signature=abc#part", "https://host:8443/a.pt"),
         ("https://user:word@host:8443/a@b.pt", "https://host:8443/a@b.pt"),
@@ -31,6 +35,11 @@ def test_a_url_loses_user_password_and_query_and_nothing_else(text: str, expecte
 
 
 _SECRET = st.text(st.characters(codec="ascii", categories=("L", "N"), include_characters="/+=-"), min_size=6)
+
+
+@given(_SECRET)
+def test_no_secret_key_of_a_store_survives_whatever_it_begins_with(secret: str) -> None:
+    assert redact_url(f"s3://KEY:{secret}@bucket/path") == "s3://bucket/path"
 
 
 @given(_SECRET, st.sampled_from(["s3", "https", "gs", "mysql+pymysql"]))

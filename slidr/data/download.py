@@ -30,7 +30,7 @@ class Download:
 
     frames: list[Frame]
     left_out: str = ""  # a sentence; empty for a whole download
-    notes: list[str] = field(default_factory=list)  # what a user should know
+    notes: list[str] = field(default_factory=list)  # facts for the user
 
 
 def take_whole(

@@ -1,4 +1,4 @@
-"""What a frame must fulfil, whoever made it: names, sizes and matrices with which later steps can work.
+"""The rules for frames of any origin: names, sizes and matrices with which later steps can work.
 
 One set of rules for the frames that `write_frames` gets and for rows of tables that other programs wrote.
 """

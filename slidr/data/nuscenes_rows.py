@@ -101,7 +101,7 @@ ROWS: dict[str, dict[str, Problem]] = {
     "ego_pose": {"translation": _translation, "rotation": _rotation},
     "lidarseg": {"sample_data_token": _text, "filename": _path},
 }
-# Of every row of sample_data, most of which are sweeps between keyframes, only what tells keyframes apart is looked at.
+# The keys that select the keyframes: most rows of sample_data are sweeps between keyframes, which nothing else reads.
 SELECTION: dict[str, Problem] = {"is_key_frame": _truth, "calibrated_sensor_token": _text}
 
 

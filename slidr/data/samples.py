@@ -257,7 +257,7 @@ def no_labels(frame: Frame, data: DataConfig, more: str = "") -> DataError:
     """What to raise for a frame that needs labels and has none; `more` says how many others have none either."""
     return DataError(
         f"{storage.join(data.root, frame.lidar_path)}: frame {frame.token} of {frame.scene} has no point labels{more}; "
-        "add them to the data root (nuScenes-lidarseg, or a sequence's labels/) and write the frame table anew"
+        "add them to the data root (nuScenes-lidarseg, or a sequence's labels/) and write the frame table again"
     )
 
 

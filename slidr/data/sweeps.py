@@ -66,11 +66,11 @@ def read_points(
 
 def _problem(sweep: Float32[np.ndarray, "N C"], rows: SweepFormat) -> str | None:
     """Which values no sweep of these rows has, or None."""
-    finite = np.isfinite(sweep[:, :4]).all(1)
+    finite = np.isfinite(sweep[:, :4])
     if not finite.all():
-        return f"{int((~finite).sum())} of {len(sweep)} points are not finite"
-    far = np.abs(sweep[:, :3]).max(1) > FARTHEST
-    if far.any():
+        return f"{int((~finite.all(1)).sum())} of {len(sweep)} points are not finite"
+    if np.abs(sweep[:, :3]).max() > FARTHEST:
+        far = np.abs(sweep[:, :3]).max(1) > FARTHEST
         i = int(np.argmax(far))
         axis = int(np.abs(sweep[i, :3]).argmax())
         return (

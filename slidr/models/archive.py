@@ -68,7 +68,7 @@ def kind_of(head: bytes) -> Kind | None:
 
 
 def load(file: IO[bytes], expected: Kind | None = None) -> Any:
-    """The contents of a PyTorch file or of a .safetensors file, told apart by their first bytes; tensors on the CPU.
+    """The contents of a PyTorch file or of a .safetensors file, by its first bytes; tensors on the CPU.
 
     A file of another kind than `expected` is refused. A .safetensors file comes back as
     {"state_dict": ..., **metadata}. Raises `NeedsCode` for a pickle that wants code, `Damaged` for every other file
@@ -127,7 +127,7 @@ def _require_intact(file: IO[bytes]) -> int:
             raise Damaged(f"its entries unpack to {total} bytes, more than the {limit} that are read")
         if len({entry.filename for entry in entries}) < len(entries):
             raise Damaged("two of its entries have one name")
-        # torch can be told to write no checksums; then all of them are zero.
+        # After torch.serialization.set_crc32_options(False) torch writes zero for every checksum.
         if any(entry.CRC != 0 for entry in entries if entry.file_size > 0):
             damaged = archive.testzip()
             if damaged is not None:

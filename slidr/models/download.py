@@ -77,7 +77,7 @@ def resolve(
     """The file on this machine that `weights` means: a published name of `encoder`, an http(s) URL, or a
     path.
 
-    URLs are downloaded once into `cache`, atomically; `progress` is told the bytes so far and in all. The
+    URLs are downloaded once into `cache`, atomically; `progress` is called with the bytes so far and in all. The
     file's SHA-256 is compared with `sha256` when given. Raises `WeightsError` saying where to put the file by
     hand.
     """

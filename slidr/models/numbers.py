@@ -16,7 +16,7 @@ _VARIANCE = "running_var"
 def first_problem(state: Mapping[str, Tensor], own: Mapping[str, Tensor] | None = None) -> str | None:
     """The first tensor of `state` that cannot be used, why, and how many others cannot; None where all can.
 
-    `own` is the module's state dict: values are looked at as what they would be converted to.
+    `own` is the module's state dict: values are checked after conversion to its types.
     """
     found = [(name, problem_of(name, value, (own or {}).get(name))) for name, value in state.items()]
     problems = [(name, problem) for name, problem in found if problem is not None]

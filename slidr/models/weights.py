@@ -1,4 +1,4 @@
-"""Foreign and own state dicts into our modules, strictly: a misfit is an error, what is left out is told."""
+"""Foreign and own state dicts into our modules, strictly: a misfit is an error, and a report lists what is left out."""
 
 from __future__ import annotations
 

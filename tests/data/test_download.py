@@ -157,7 +157,7 @@ def test_frames_records_what_it_took_and_fine_tuning_reads_it_without_images(
     assert (source.sample("train", 0, 0).point_labels > 0).any()
 
 
-def test_the_key_names_no_run_anew_and_is_for_nuscenes() -> None:
+def test_the_key_changes_no_fingerprint_and_is_for_nuscenes() -> None:
     assert fingerprint(DataConfig()) == fingerprint(DataConfig(allow_missing=None))
     one, other = Config(), Config(data=DataConfig(allow_missing="cameras"))
     assert identity(one) == identity(other)  # the frame table's fingerprint says what was taken

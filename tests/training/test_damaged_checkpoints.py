@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from damaged_bytes import damage
 from toy_run import STEP, equal, expected, trained, two_checkpoints
 
 from slidr.data.storage import DataError
@@ -19,17 +20,6 @@ from slidr.training import checkpoint
 from slidr.training.checkpoint import CheckpointError, CheckpointFolder
 
 State = dict[str, Any]
-
-
-def damage(data: bytes, rng: random.Random) -> bytes:
-    """`data` with one flipped bit or up to 64 scrambled bytes."""
-    spoiled, at = bytearray(data), rng.randrange(len(data))
-    if rng.random() < 0.5:
-        spoiled[at] ^= 1 << rng.randrange(8)
-    else:
-        scrambled = rng.randbytes(min(64, len(data) - at))
-        spoiled[at : at + len(scrambled)] = scrambled
-    return bytes(spoiled)
 
 
 def test_a_damaged_checkpoint_is_refused_or_holds_every_value_unchanged(tmp_path: Path) -> None:
