@@ -64,11 +64,14 @@ def finish_run(
     """
     if status == "FINISHED" and folder.note(ENDED) == run.run_id:
         return
+    tags = {"checkpoints": redact_url(folder.checkpoints.path)}
     try:
+        if status != "FINISHED":  # first: a signal that ended the run may be followed by SIGKILL within seconds
+            end_run(run, status, tags)
         complete = Journal(folder.file("metrics.jsonl"), run).send(tell)
         # A run of an earlier version may be FINISHED without the note: ending it again would change its end time.
-        if status != "FINISHED" or connect(run.uri).get_run(run.run_id).info.status != status:
-            end_run(run, status, {"checkpoints": redact_url(folder.checkpoints.path)})
+        if status == "FINISHED" and connect(run.uri).get_run(run.run_id).info.status != status:
+            end_run(run, status, tags)
         if complete and status == "FINISHED":
             folder.note(ENDED, run.run_id)
     except (
@@ -84,9 +87,12 @@ def finish_run(
 
 def finish_again(config: Config, folder: RunFolder, tell: Callable[[int, int], None] = lambda sent, size: None) -> None:
     """Completes the MLflow run of a finished folder whose driver ended before it could; else does nothing."""
-    run_id = folder.note(NOTE)
-    if run_id is not None:
-        finish_run(folder, RunHandle(tracking_uri(config), run_id), "FINISHED", tell)
+    try:
+        run_id = folder.note(NOTE)
+        if run_id is not None:
+            finish_run(folder, RunHandle(tracking_uri(config), run_id), "FINISHED", tell)
+    except storage.DataError as error:  # a damaged note; the scores are shown all the same
+        _log.warning("%s: MLflow may not know that the run is FINISHED", error)
 
 
 def start_run(

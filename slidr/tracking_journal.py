@@ -91,7 +91,7 @@ class Journal:
             self._next_try = time.monotonic() + (_SEND_SECONDS if sent else _AWAY_SECONDS)
 
     def note(self, text: str) -> None:
-        """Adds a line for whoever follows the run. Raises `JournalError` where it cannot write."""
+        """Adds a line for the user who follows the run. Raises `JournalError` where it cannot write."""
         self._append({"time_ms": int(time.time() * 1000), "note": redact_url(text)})
         self.flush()
 
@@ -106,7 +106,7 @@ class Journal:
     def warnings(self) -> Iterator[None]:
         """Within the block, this project's log warnings of this process are lines of the journal too.
 
-        A worker's own output stays on its node; whoever follows the journal shows them (`slidr.cluster.progress`).
+        A worker's own output stays on its node; `slidr.cluster.progress` shows these lines where the command runs.
         """
         handler, logger = _JournalHandler(self), logging.getLogger("slidr")
         logger.addHandler(handler)

@@ -1,4 +1,4 @@
-"""The way to MLflow's store, a file or a server: quiet, without long waits, its errors told in a sentence."""
+"""The way to MLflow's store, a file or a server: quiet, without long waits, each error in a sentence."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def _unknown(uri: str, error: Exception | None) -> TrackingError:
     )  # fmt: skip
 
 
-def _telling(uri: str, call: Any, told: Any = tracking_error) -> Any:
+def _telling(uri: str, call: Any, described: Any = tracking_error) -> Any:
     """The same call; what it raises about the store becomes a `TrackingError`."""
 
     @functools.wraps(call, updated=())
@@ -156,7 +156,7 @@ def _telling(uri: str, call: Any, told: Any = tracking_error) -> Any:
         except Exception as error:
             if not is_foreign(error):
                 raise
-            raise told(uri, error) from error
+            raise described(uri, error) from error
 
     return wrapped
 
@@ -168,5 +168,5 @@ def _quieten() -> None:
 
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
-    # It logs the traceback of whatever it raises; what is raised is told once, by this project.
+    # It logs the traceback of whatever it raises; this project prints what is raised once.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)

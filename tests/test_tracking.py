@@ -416,3 +416,27 @@ def test_a_finished_run_of_an_earlier_version_keeps_the_time_at_which_it_ended(t
     tracking.finish_again(config, folder)
     assert client.get_run(run.run_id).info.end_time == 1_000
     assert folder.note(tracking.ENDED) == run.run_id
+
+
+def test_a_damaged_note_of_a_finished_run_costs_a_warning_and_no_result(
+    tmp_path: Path, config: Config, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "mlflow_run_id").write_bytes(b"\xff\xfe")
+    tracking.finish_again(config, RunFolder(str(tmp_path)))
+    assert "mlflow_run_id: is damaged" in caplog.text
+
+
+def test_a_run_that_a_signal_ended_is_marked_before_its_backlog_is_sent(
+    tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    def ended_again(journal: Journal, tell: object) -> bool:
+        raise KeyboardInterrupt
+
+    folder = RunFolder(str(tmp_path))
+    run = tracking.open_run(config, "pretrain", folder)
+    monkeypatch.setattr(Journal, "send", ended_again)
+    with pytest.raises(KeyboardInterrupt):
+        tracking.finish_run(folder, run, "KILLED")
+    assert MlflowClient(tracking_uri=tracking_uri(config)).get_run(run.run_id).info.status == "KILLED"

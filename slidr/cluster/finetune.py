@@ -85,7 +85,7 @@ class FinetuneStage:
 
 
 def _best(task: SegmentTask, folder: RunFolder) -> dict[str, Any] | None:
-    """The best checkpoint; a damaged one is told of and left out, since it must not cost the run its other results."""
+    """The best checkpoint; a damaged one is left out with a warning: it must not cost the run its other results."""
     parts, (objective, _) = task.state(), task.objective
 
     def misfit(state: dict[str, Any]) -> str | None:

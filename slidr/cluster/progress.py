@@ -67,13 +67,13 @@ def counting(what: str, total: int, enabled: bool = True) -> Iterator[Callable[[
 
 
 def telling_backlog() -> Callable[[int, int], None]:
-    """For metrics that MLflow missed: tells now and then how far the sending is, if it takes a while."""
-    console, told = Console(stderr=True, soft_wrap=True), time.monotonic()
+    """For metrics that MLflow missed: a function that prints now and then how far the sending is."""
+    console, printed = Console(stderr=True, soft_wrap=True), time.monotonic()
 
     def tell(sent: int, size: int) -> None:
-        nonlocal told
-        if time.monotonic() - told >= _BACKLOG_SECONDS:
-            told = time.monotonic()
+        nonlocal printed
+        if time.monotonic() - printed >= _BACKLOG_SECONDS:
+            printed = time.monotonic()
             console.print(f"sending the metrics that MLflow missed: {sent / max(size, 1):.0%}", highlight=False)
 
     return tell
@@ -136,7 +136,7 @@ class _Tail:
         for line in whole.splitlines():
             try:
                 entry = parse_line(line)
-            except ValueError:  # cut short by a kill, or damaged: who sends the journal to MLflow names it
+            except ValueError:  # cut short by a kill, or damaged: the journal names it when it is sent
                 continue
             if entry.metrics is not None:
                 found, self.step = True, entry.step

@@ -53,7 +53,7 @@ def claim_search(config: Config, tags: dict[str, str]) -> None:
     changed += [f"{key.removesuffix('_sha256')} differs" for key in tags if known.get(key, tags[key]) != tags[key]]
     raise RunError(
         f"run.name: {folder.path} holds a search with other values: {', '.join(changed)}; continue it with the old "
-        f"ones, choose another --run.name, or start anew with --fresh (the old one is set aside)"
+        f"ones, choose another --run.name, or start again with --fresh (the old one is set aside)"
     )
 
 
@@ -117,6 +117,6 @@ def require_same_values(own: Config, folder: RunFolder) -> None:
     if identity(earlier) != identity(own):
         raise RunError(
             f"{folder.path} was trained with other values than this search proposes for it: "
-            f"{differences(earlier, own)}; go on with the version of Optuna that proposed them, or start anew with "
+            f"{differences(earlier, own)}; go on with the version of Optuna that proposed them, or start again with "
             f"--fresh (the old one is set aside)"
         )

@@ -26,7 +26,7 @@ def decode(raw: dict[str, Any], source: str = "config") -> Config:
 
     Missing keys take their defaults. Raises `ConfigError` naming `source` and every offending key.
     """
-    from pydantic import ValidationError  # here, so that whoever builds a Config in Python needs no pydantic
+    from pydantic import ValidationError  # here: a Config that is built in Python needs no pydantic
 
     _refuse_unknown(raw, Config, (), source)
     try:

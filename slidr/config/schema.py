@@ -196,7 +196,7 @@ class EvaluationConfig:
     split: SplitName = "val"
     votes: Votes = 1  # predictions averaged per sweep: itself, then randomly turned and flipped copies
     bootstrap: Draws = 1000  # draws of frames for the interval of mIoU
-    # Training batches over which batch norm's statistics are averaged anew for the scores; 0: the running ones serve.
+    # Training batches over which batch norm's statistics are averaged again for the scores; 0: off.
     reestimate_norms: Natural = added(0)
     submission: PathText | None = None  # a folder for predictions in the benchmark's format; null: none
 

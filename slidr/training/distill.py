@@ -89,7 +89,7 @@ def distill_loss(
 def evidence_of(batch: PairBatch, config: LossConfig) -> int:
     """How many rows of a batch the loss contrasts: superpixels with enough points, or pairs.
 
-    A single row has nothing to be told apart from, unless other workers' rows are negatives too: it counts as none.
+    A single row has no negatives, unless other workers' rows are negatives, too: it counts as 0.
     """
     rows = len(batch.point_index)
     if config.names == ("superpixel_info_nce",):

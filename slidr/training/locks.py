@@ -199,7 +199,7 @@ def _sign(file: BinaryIO, of: str) -> None:
 def _holder(file: BinaryIO) -> tuple[str, bool]:
     """What the holder wrote about itself, and whether it is a process of this machine, in whatever container.
 
-    A host name does not tell: containers on two machines may share one.
+    The host name is not compared: containers on two machines may share one.
     """
     try:
         text = file.read().decode(errors="replace").strip()

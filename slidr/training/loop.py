@@ -230,7 +230,8 @@ class _Run:
                 with torch.autocast(self.device.type, self.precision, self.precision != torch.float32):
                     outputs = self.model(batch)
                 loss, extra = self.task.loss(outputs, batch)
-                self.evidence.add(self.task.evidence(batch), getattr(batch, "tokens", ()))
+                if self.evidence.count == 0:  # counting waits for the GPU; once there is evidence, no more is needed
+                    self.evidence.add(self.task.evidence(batch), getattr(batch, "tokens", ()))
                 for name, value in {"loss": float(loss.detach()), **extra}.items():
                     total[name] = total.get(name, 0.0) + value / accumulate
                 if not math.isfinite(total["loss"]):

@@ -232,7 +232,7 @@ def require_same_data(config: Config, folder: RunFolder) -> None:
         folder.note("data.json", json.dumps(now, indent=2))
         return
     changed = {
-        "frames": f"data.frames: {config.data.frames}: the frame table was written anew from other data",
+        "frames": f"data.frames: {config.data.frames}: the frame table was written again from other data",
         "root": f"data.root: {config.data.root}: it holds other files",
         "weights": f"student.weights: {redact_url(config.student.weights or '')}: it is another file",
     }

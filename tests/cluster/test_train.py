@@ -142,7 +142,7 @@ def test_resuming_on_other_data_is_refused(
     turned = [replace(frame, cameras=frame.cameras[::-1]) for frame in frames]
     write_frames(turned, str(tmp_path / "other.parquet"))
     rebuilt = replace(config, data=replace(config.data, frames=str(tmp_path / "other.parquet")))
-    with pytest.raises(RunError, match=r"data\.frames: .*other\.parquet: the frame table was written anew"):
+    with pytest.raises(RunError, match=r"data\.frames: .*other\.parquet: the frame table was written again"):
         pretrain(rebuilt, progress=False)
 
 

@@ -318,6 +318,15 @@ def test_a_short_run_without_anything_to_learn_fails_at_its_end_and_is_not_valid
     assert outcome.step == 3
 
 
+def test_evidence_is_counted_once_in_ten_steps_and_not_in_every_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[int] = []
+    monkeypatch.setattr(Regression, "evidence", lambda task, batch: counted.append(len(batch.x)) or len(batch.x))
+    outcome, _, _ = run(tmp_path, config=_long())
+    assert (outcome.step, len(counted)) == (50, 50 // EMPTY_STEPS)
+
+
 def test_the_last_steps_of_a_resumed_run_may_have_nothing(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, Numbers(stop=14))
