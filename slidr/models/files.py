@@ -20,10 +20,9 @@ from slidr.models import archive
 from slidr.models.archive import Damaged, NeedsCode
 from slidr.urls import RedactedError, redact_url
 
-# What the user may run where a file's origin is trusted, as ruff formats it; a test runs exactly these lines.
+# What the user may run where a file's origin is trusted; a test runs exactly these lines.
 _KEEP_TENSORS = """
     import torch
-
 
     def plain(value):
         if isinstance(value, torch.nn.Module):
@@ -31,7 +30,6 @@ _KEEP_TENSORS = """
         if isinstance(value, dict):
             return {{key: plain(inner) for key, inner in value.items() if type(key) in (str, int)}}
         return value if type(value) in (torch.Tensor, torch.nn.Parameter, bool, int, float, str) else None
-
 
     torch.save(plain(torch.load({name!r}, map_location="cpu", weights_only=False)), "tensors-only.pt")
 """
