@@ -78,7 +78,9 @@ def test_steps_done_again_are_lost_where_a_checkpoint_held_them(
     config = named(Config(run=RunConfig(folder=str(tmp_path))), "run")
     work = TrainingWork(config)
     if checkpoint_at:
-        work.checkpoints.save({"step": checkpoint_at})
+        entries = {"kind": "pretrain", "student": {}, "optimizer": {"state": {}, "param_groups": []}, "scaler": {}}
+        position = {"step": checkpoint_at, "epoch": 0, "config": {}, "metrics": {}, "best": None}
+        work.checkpoints.save({**entries, **position})
         # A newer one that was damaged holds nothing.
         Path(checkpoint.CheckpointFolder(work.checkpoints.path).path, "step-00000009.pt").write_bytes(b"")
 
