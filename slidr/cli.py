@@ -120,6 +120,16 @@ OTHERS = {"plan": _PLAN, "doctor": _DOCTOR, "export": _EXPORT, "synthesize": _SY
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _MAKE_ROOM = "free some space and run the same command again"
+_UNUSABLE = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+)
 
 
 @dataclass(frozen=True)
@@ -158,6 +168,9 @@ def main(arguments: list[str] | None = None, own_process: bool = False) -> int:
                 text = (
                     f"slidr {name}: {error.filename or 'the disk'}: cannot be written ({error.strerror}); {_MAKE_ROOM}"
                 )
+            elif isinstance(error, OSError) and error.errno in _UNUSABLE and error.filename and not _is_ours(error):
+                path = error.filename2 or error.filename  # of a rename: where to
+                text = f"slidr {name}: {path}: cannot be used ({error.strerror}); check the path and its permissions"
             else:
                 text = f"slidr {name}: {error}" if _is_ours(error) else traceback.format_exc().rstrip()
             print(redact_url(text), file=sys.stderr)

@@ -180,6 +180,8 @@ def export_student(
     contents = read_checkpoint(student_file(checkpoint))
     state = student_state(contents, source)
     path = os.fspath(out) if out is not None else _export_path(os.fspath(checkpoint), _EXPORT_ENDINGS[form])
+    if Path(path).exists() and os.path.realpath(path) == os.path.realpath(checkpoint):
+        raise ConfigError(f"export: {path}: is the checkpoint itself; pass another file as --out")
     epoch, config = metadata_of(contents, source)
     tensors = len(state)
     with tempfile.TemporaryDirectory() as scratch:

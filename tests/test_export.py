@@ -117,3 +117,26 @@ def test_a_file_of_several_students_is_refused_by_their_prefixes(
 def test_export_says_how_it_is_called(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export"]) == 2
     assert "--format openpcdet|slidr|safetensors" in capsys.readouterr().err
+
+
+def test_an_export_never_takes_its_checkpoints_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, link = tmp_path / "run.pt", tmp_path / "link.pt"
+    torch.save(own(minkunet().state_dict()), path)
+    link.symlink_to(path)
+    before = path.read_bytes()
+    for out in (path, link, f"file://{path}"):
+        assert main(["export", str(path), "--format", "safetensors", "--out", str(out)]) == 1
+        assert "is the checkpoint itself; pass another file as --out" in capsys.readouterr().err
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(("out", "reason"), [("folder", "Is a directory"), ("run.pt/student.pt", "File exists")])
+def test_a_place_that_takes_no_file_is_named(
+    out: str, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(own(minkunet().state_dict()), tmp_path / "run.pt")
+    (tmp_path / "folder").mkdir()
+    assert main(["export", str(tmp_path / "run.pt"), "--format", "slidr", "--out", str(tmp_path / out)]) == 1
+    place = str(tmp_path / out.split("/")[0])
+    assert capsys.readouterr().err.startswith(f"slidr export: {place}: cannot be used ({reason}); check the path")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["folder", "run.pt"]

@@ -48,7 +48,9 @@ def run_plan(config: Config, options: PlanOptions, command: str, console: Consol
     Unit costs: the package's, then those of `options.costs`, then what `options.measure` measures now.
     """
     costs = read_costs(PACKAGED)
-    own = read_costs(options.costs) if options.costs is not None and storage.exists(options.costs) else Costs()
+    own = Costs()
+    if options.costs is not None and (not options.measure or storage.exists(options.costs)):
+        own = read_costs(options.costs)
     if options.measure:
         with console.status("measuring") as status:
             fresh = measure(config, job_of(config), command, lambda what: status.update(f"measuring {what}"))

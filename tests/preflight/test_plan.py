@@ -72,6 +72,15 @@ def test_costs_are_measured_kept_and_used(prepared: Config, tmp_path: Path, caps
     assert train["hours"] == pytest.approx(seconds / 3600)
 
 
+def test_a_file_of_costs_that_is_not_there_is_refused(
+    prepared: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(dump(prepared))
+    assert cli.main(["plan", str(path), "--costs", str(tmp_path / "misspelt.json")]) == 1
+    assert "misspelt.json: cannot be read (No such file" in capsys.readouterr().err
+
+
 def test_a_config_with_a_search_is_planned_as_one(
     prepared: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
