@@ -264,7 +264,8 @@ def _reading(path: str | os.PathLike[str], read: Callable[[], T]) -> T:
             raise  # this process's own fault, not the file's
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise DataError(
-            f"{redact_url(os.fspath(path))}: cannot be read ({redact_url(reason)}); check the path and the data root"
+            f"{redact_url(os.fspath(path))}: cannot be read ({redact_url(reason)}); check the path "
+            "(of data: data.root, too)"
         ) from error
 
 

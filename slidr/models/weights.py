@@ -261,7 +261,7 @@ def _same_classes(state: State, own: Mapping[str, Tensor], source: str) -> None:
             if got != want:
                 raise WeightsError(
                     f"{source}: its last layer has {got} outputs (classes), the model's has {want}; to "
-                    f'replace the head, as fine-tuning does, load with head="skip"'
+                    f'replace the head, as slidr finetune does (and slidr evaluate then scores), load with head="skip"'
                 )
 
 

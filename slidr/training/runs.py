@@ -174,7 +174,7 @@ def claim(config: Config) -> RunFolder:
     if identity(earlier) != identity(as_before):
         raise RunError(
             f"run.resume: {folder.path} was started with other values: {differences(earlier, as_before)}; "
-            f"resume with the old ones or choose another --run.name"
+            f"resume with the old ones, which are in {known}, or choose another --run.name"
         )
     if before != now:
         _log.warning(

@@ -36,7 +36,7 @@ def test_a_run_is_resumed_with_another_number_of_workers_but_with_no_other_rate(
         assert claim(of(workers)).checkpoints.steps() == [3]
         assert f"was started with cluster.num_workers 2 and is resumed with {workers}: " in caplog.messages[-1]
         assert "the loss is another one" in caplog.messages[-1]
-    with pytest.raises(RunError, match=r"other values: optim\.lr was 0\.5, now 0\.25; resume"):
+    with pytest.raises(RunError, match=r"other values: optim\.lr was 0\.5, now 0\.25; resume .*config\.yaml, or"):
         claim(of(1, lr=0.25))
 
 
