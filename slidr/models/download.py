@@ -9,6 +9,7 @@ import os
 import time
 import urllib.error
 import urllib.request
+from base64 import b64encode
 from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
@@ -172,7 +173,7 @@ def _fetched(url: str, path: Path, sha256: str | None, progress: Progress | None
     _log.info("downloading %s to %s", name, path)
     _sweep_partial(path)
     try:
-        request = urllib.request.Request(url, headers={"User-Agent": "slidr"})
+        request = _request(url)
         with _opener().open(request, timeout=30) as response, replacing(path) as partial:
             got = _download(response, partial, name, path, progress)
             if not got.startswith(expected):
@@ -186,6 +187,18 @@ def _fetched(url: str, path: Path, sha256: str | None, progress: Progress | None
             f"or pass another file's path as the weights"
         ) from None
     return path
+
+
+def _request(url: str) -> urllib.request.Request:
+    """A request with the URL's user and password, if any, as urllib takes none in an address; no redirect gets them."""
+    parts = urlsplit(url)
+    user, mark, host = parts.netloc.rpartition("@")
+    request = urllib.request.Request(parts._replace(netloc=host).geturl(), headers={"User-Agent": "slidr"})
+    if mark:
+        name, _, password = user.partition(":")
+        secret = b64encode(f"{unquote(name)}:{unquote(password)}".encode()).decode()
+        request.add_unredirected_header("Authorization", f"Basic {secret}")
+    return request
 
 
 def _download(response: Any, partial: Path, name: str, path: Path, progress: Progress | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import http.client
@@ -36,8 +37,11 @@ class Files(http.server.BaseHTTPRequestHandler):
     redirects: dict[str, str] = {}  # noqa: RUF012
     unbounded: dict[str, bytes] = {}  # noqa: RUF012  # what is sent again and again, without a length
 
+    logins: list[str | None] = []  # noqa: RUF012
+
     def do_GET(self) -> None:
         type(self).requests.append(self.path)
+        type(self).logins.append(self.headers["Authorization"])
         if self.path in self.redirects:
             self.send_response(302)
             self.send_header("Location", self.redirects[self.path])
@@ -68,6 +72,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     Files.contents, Files.promised, Files.requests, Files.redirects, Files.unbounded = {}, {}, [], {}, {}
+    Files.logins = []
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Files) as http_server:
         thread = threading.Thread(target=http_server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
@@ -89,6 +94,14 @@ def test_a_url_is_downloaded_once_with_progress_and_its_digest_is_checked(server
     assert len(seen) > 1
     assert resolve(url, digest.upper(), tmp_path) == path
     assert Files.requests == ["/w.pth"]
+
+
+def test_a_password_in_a_url_is_sent_to_its_server_and_with_no_redirect(server: str, tmp_path: Path) -> None:
+    Files.contents["/b.pth"], Files.redirects["/a.pth"] = ZIP, f"{server}/b.pth"
+    url = f"{server}/a.pth".replace("://", "://me:p%40ss@")
+    assert resolve(url, cache=tmp_path).read_bytes() == ZIP
+    assert Files.requests == ["/a.pth", "/b.pth"]
+    assert Files.logins == ["Basic " + base64.b64encode(b"me:p@ss").decode(), None]
 
 
 def test_equal_file_names_of_two_urls_do_not_meet_in_the_cache(server: str, tmp_path: Path) -> None:
