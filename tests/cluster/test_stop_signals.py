@@ -195,7 +195,8 @@ def test_a_signal_ends_a_search_on_ray_which_then_goes_on(
     assert "Traceback" not in output
     kept = {path: path.read_bytes() for path in folder.glob("*/*/trial-*/end.json")}
     assert len(kept) >= 1
-    assert mlflow_statuses(config) == {"KILLED", "FINISHED"}, "nothing is left running"
+    # The driver may be stopped before it records that a trial has ended; the same command then does.
+    assert mlflow_statuses(config) <= {"KILLED", "FINISHED"}, "nothing is left running"
     done = subprocess.run(
         [sys.executable, "-m", "slidr.cli", "tune", str(tmp_path / "config.yaml")],
         env=clean_environment(),
@@ -205,6 +206,7 @@ def test_a_signal_ends_a_search_on_ray_which_then_goes_on(
     )
     assert done.returncode == 0, done.stderr
     assert {path: path.read_bytes() for path in kept} == kept
+    assert mlflow_statuses(config) == {"FINISHED"}
 
 
 @pytest.mark.chaos
