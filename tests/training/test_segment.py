@@ -246,3 +246,24 @@ def test_what_a_vote_gives_to_the_ignored_class_does_not_weaken_it() -> None:
     assert votes.softmax(1).mean(0)[1:].argmax() + 1 == 2  # with the ignored class in it the lean would win
     counts = count_scans(Answers(torch.nn.Linear(1, 1)), [batch(one, one)], {"a": 0}, 3)
     assert counts.frames[0].nonzero().tolist() == [[1, 1]]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_scores_that_are_not_numbers_are_refused_with_their_sweep_and_nothing_is_written(value: float) -> None:
+    class Answers(Segmenter):
+        def forward(self, batch: ScanBatch) -> torch.Tensor:
+            return torch.tensor([[0.0, value, 1.0]])
+
+    one = ScanSample(
+        token="a",
+        coordinates=np.zeros((1, 3), np.int32),
+        features=np.zeros((1, 1), np.float32),
+        voxel_of_point=np.zeros(1, np.int64),
+        voxel_labels=np.ones(1, np.int64),
+        point_labels=np.ones(1, np.int64),
+        distance=np.zeros(1, np.float32),
+    )
+    written: dict[str, object] = {}
+    with pytest.raises(WeightsError, match=r"^scores of a: 1 of 3 are NaN or infinite; "):
+        count_scans(Answers(torch.nn.Linear(1, 1)), [batch(one)], {"a": 0}, 3, written.__setitem__)
+    assert not written
